@@ -1,0 +1,87 @@
+"""Every error byhand raises on purpose. A message is one sentence that names the field, the value and the limit.
+
+    ByhandError
+    ├── BadRequest            a value the user gave: `param` names it
+    │   ├── PromptError       empty, too long, an id out of range, text that is not one token
+    │   └── TemplateError     a chat template that fails, loops or is missing
+    ├── CheckpointError       a model that cannot be opened
+    │   ├── CheckpointNotFound    no such folder, file or hub id
+    │   ├── UnknownArchitecture   a model_type that has no file in models/
+    │   ├── BadConfig             config.json cannot be read or contradicts itself
+    │   ├── BadWeights            truncated, missing, unexpected or of the wrong shape
+    │   └── HubError              gated, offline, or refused by the hub
+    ├── RecordError           a file that is no record, or is of another version
+    ├── RunFinished           a step asked of a run that has ended
+    ├── OutOfPages            the KV cache has no room left
+    └── MissingExtra          an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+
+class ByhandError(Exception):
+    """The root: `str(error)` is a sentence for people, `hint` says what to do about it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class BadRequest(ByhandError):
+    """A value the user gave is wrong; `param` is the field's name."""
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class PromptError(BadRequest):
+    """A prompt or token that the model cannot read."""
+
+
+class TemplateError(BadRequest):
+    """A chat template that fails, takes too long, or is missing."""
+
+
+class CheckpointError(ByhandError):
+    """A model that cannot be opened."""
+
+
+class CheckpointNotFound(CheckpointError):
+    """No such folder, file or hub id."""
+
+
+class UnknownArchitecture(CheckpointError):
+    """A `model_type` that has no file in models/."""
+
+
+class BadConfig(CheckpointError):
+    """A config.json that cannot be read or contradicts itself."""
+
+
+class BadWeights(CheckpointError):
+    """Tensors that are truncated, missing, unexpected or of the wrong shape."""
+
+
+class HubError(CheckpointError):
+    """The hub refuses, is gated, or cannot be reached."""
+
+
+class RecordError(ByhandError):
+    """A file that is no record of a run, or is of another version."""
+
+
+class RunFinished(ByhandError):
+    """A step was asked of a run that has ended."""
+
+
+class OutOfPages(ByhandError):
+    """The KV cache has no room left."""
+
+
+class MissingExtra(ByhandError):
+    """An optional dependency is not installed."""
