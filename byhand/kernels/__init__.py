@@ -1,0 +1,81 @@
+"""Kernels: the arithmetic of a pass, in several backends with the same names, signatures and meaning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Protocol, cast
+
+from byhand.errors import BadRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from byhand.kv_cache import Batch, KVCache
+    from byhand.weights import Weight
+
+
+class Kernels(Protocol):
+    """What every backend offers. N counts tokens; activations and sums are float32 whatever the weights are."""
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """x (N, in) times weight (out, in) transposed, plus bias (out,): (N, out)."""
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (..., size) over its root mean square, times weight (size,)."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """x (..., size) less its mean, over its standard deviation, times weight, plus bias."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (N, heads, head_dim) turned by its position's angles, cos and sin (N, head_dim)."""
+
+    def relu(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """x times the normal distribution's share below x, by erf."""
+
+    def gelu_tanh(self, x: Tensor) -> Tensor:
+        """The approximation of gelu by tanh that GPT-2 was trained with."""
+
+    def silu(self, x: Tensor) -> Tensor:
+        """x times its sigmoid."""
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) times up."""
+
+    def attention(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        slopes: Tensor | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q.
+
+        `window`: only the last `window` keys, the query's own included. `softcap`: scores become
+        softcap · tanh(score / softcap). `slopes` (heads,): ALiBi, slope · (key position − query position) is added.
+        `sinks` (heads,): one more score per head that takes its share of the softmax and gives no value.
+        """
+
+
+def backends() -> tuple[str, ...]:
+    """The names of the backends: one file each in this folder."""
+    return tuple(sorted(module.name for module in iter_modules(__path__)))
+
+
+def backend(name: str = "reference") -> Kernels:
+    """Open a backend by name."""
+    if name not in backends():
+        raise BadRequest(f"kernels is {name!r}; it must be one of {', '.join(backends())}", param="kernels")
+    return cast(Kernels, import_module(f"{__name__}.{name}"))

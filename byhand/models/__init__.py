@@ -1,0 +1,103 @@
+"""The architectures: one file each in this folder, found by looking, and the one way to build a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
+
+import torch
+
+from byhand.checkpoint import Checkpoint
+from byhand.config import ConfigFields
+from byhand.errors import BadConfig, UnknownArchitecture
+from byhand.kernels import Kernels
+from byhand.kv_cache import Batch, KVCache, LayerSpec
+from byhand.weights import Weights
+
+
+class Model(Protocol):
+    """A model as the engine sees it. N counts the batch's tokens."""
+
+    config: Any
+    vocab_size: int
+    context_length: int  # positions 0 to context_length - 1 can be read
+    layer_specs: tuple[LayerSpec, ...]
+    device: torch.device
+
+    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+        """Read the batch, write its keys and values: (N, hidden) float32, ready for `logits`."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of every next token after the rows asked for: (rows, hidden) → (rows, vocab) float32."""
+
+
+class ModelConfig(Protocol):
+    """A config that has been checked, with config.json's own names."""
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head is the token embedding."""
+
+
+class ConfigReader(Protocol):
+    """A Config class."""
+
+    def from_json(self, config: Mapping[str, Any]) -> ModelConfig:
+        """Read and check config.json; BadConfig names what is wrong."""
+
+
+class ModelMaker(Protocol):
+    """A Model class."""
+
+    def __call__(self, config: Any, weights: Weights, kernels: Kernels) -> Model:
+        """Take the tensors by their checkpoint names."""
+
+
+class Architecture(Protocol):
+    """What a file in this folder holds."""
+
+    MODEL_TYPES: tuple[str, ...]
+    IGNORED: tuple[str, ...]  # whole names, as patterns, of harmless buffers that old files carry
+    TINY: dict[str, Any]  # a config.json for tests
+    TINY_VARIANTS: dict[str, dict[str, Any]]  # what to change in TINY, by name
+    Config: ConfigReader
+    Model: ModelMaker
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every `model_type` that can be opened, and the module that does it."""
+    modules = (import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__))
+    return {name: cast(Architecture, module) for module in modules for name in module.MODEL_TYPES}
+
+
+def architecture_of(checkpoint: Checkpoint) -> Architecture:
+    """The module for a checkpoint's `model_type`."""
+    known = architectures()
+    if checkpoint.model_type not in known:
+        raise UnknownArchitecture(
+            f"`model_type` is {checkpoint.model_type!r} in {checkpoint.folder / 'config.json'}; "
+            f"known are {', '.join(sorted(known))}"
+        )
+    return known[checkpoint.model_type]
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """Check a checkpoint's config.json against its architecture, without touching the weights."""
+    architecture = architecture_of(checkpoint)
+    quantization = ConfigFields(checkpoint.config).section("quantization_config")
+    if quantization is not None:
+        kind = quantization.fields.get("quant_method")
+        raise BadConfig(f"config.json: `quantization_config` is of {kind!r}; only unquantized weights are read")
+    return architecture.Config.from_json(checkpoint.config)
+
+
+def build(checkpoint: Checkpoint, kernels: Kernels, dtype: str = "auto", device: torch.device | str = "cpu") -> Model:
+    """Build the model of a checkpoint; its weights stay mapped unless `dtype` or `device` asks for others."""
+    config = read_config(checkpoint)
+    weights = Weights.open(checkpoint, dtype, device)
+    architecture = architecture_of(checkpoint)
+    model = architecture.Model(config, weights, kernels)
+    weights.finish(architecture.IGNORED)
+    return model

@@ -1,0 +1,167 @@
+"""Checkpoints: find a model's folder, read its config as data, name its weight files. Nothing in one ever runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
+
+EMBEDDED = "byhand-tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+# Two trainings of one architecture differ in no header and no size, so a few samples of the numbers are read too.
+SAMPLES = 16
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a checkpoint is called, and a digest by which it is known again elsewhere under any name.
+
+    The digest covers config.json, and of every weight file the size and samples of the bytes. It is no proof that
+    nobody changed a single number.
+    """
+
+    name: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: `notes` are lines that a person should see when it is used."""
+
+    folder: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    weight_files: tuple[Path, ...]
+    identity: Identity
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model_type(self) -> str:
+        """config.json's word for the architecture."""
+        name = self.config.get("model_type")
+        if not isinstance(name, str):
+            raise BadConfig(f"{self.folder / 'config.json'}: `model_type` is {name!r}; it must be a word")
+        return name
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.stat().st_size for file in self.weight_files)
+
+
+def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> dict[str, Any]:
+    """Read one JSON object from a file; whatever is wrong with it is one sentence."""
+    try:
+        value = json.loads(file.read_bytes())
+    except RecursionError:
+        raise error(f"{file} is nested too deeply to be read") from None
+    except OSError as problem:
+        raise error(f"{file} cannot be read: {problem.strerror}") from problem
+    except ValueError as problem:
+        raise error(f"{file} is not JSON: {problem}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{file} holds a {type(value).__name__}; it must be a JSON object")
+    return value
+
+
+def _read_index(index: Path) -> tuple[Path, ...]:
+    """The shards that an index names; all must lie beside it."""
+    weight_map = read_json_object(index, BadWeights).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadWeights(f"{index}: `weight_map` must be an object that gives a file for every tensor")
+    shards = []
+    for name in sorted({str(file) for file in weight_map.values()}):
+        # A name with a folder in it could point anywhere on the disk.
+        if Path(name).name != name:
+            raise BadWeights(f"{index} names the shard {name!r}; it must be a file in the same folder")
+        if not (index.parent / name).is_file():
+            raise BadWeights(f"{index} names the shard {name}, which is not there")
+        shards.append(index.parent / name)
+    return tuple(shards)
+
+
+def _find_weights(folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """The weight files of a folder, safetensors before pickles, and what to tell people about them."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        single, index = folder / stem, folder / f"{stem}.index.json"
+        if not single.is_file() and not index.is_file():
+            continue
+        found = (single,) if single.is_file() else _read_index(index)
+        if stem.endswith(".bin"):
+            note = (
+                f"{found[0].name} is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
+            )
+            return found, (note,)
+        return found, ()
+    raise CheckpointNotFound(
+        f"{folder} is not a checkpoint: it has a config.json but neither model.safetensors nor pytorch_model.bin"
+    )
+
+
+def _digest(folder: Path, weight_files: tuple[Path, ...]) -> str:
+    digest = blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    for file in weight_files:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with file.open("rb") as opened:
+            for sample in range(SAMPLES):
+                opened.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def open_folder(folder: Path, name: str, weight_file: Path | None = None) -> Checkpoint:
+    """Open a folder that lies on this machine; `weight_file` picks one file of it."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointNotFound(f"{folder} is not a checkpoint: it has no config.json")
+    config = read_json_object(folder / "config.json")
+    generation = folder / "generation_config.json"
+    weight_files, notes = ((weight_file,), ()) if weight_file else _find_weights(folder)
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        generation_config=read_json_object(generation) if generation.is_file() else {},
+        weight_files=weight_files,
+        identity=Identity(name, _digest(folder, weight_files)),
+        notes=notes,
+    )
+
+
+def _open_local(path: Path) -> Checkpoint:
+    if path.is_dir():
+        return open_folder(path, path.resolve().name)
+    if path.suffix != ".safetensors":
+        raise CheckpointNotFound(f"{path} is not a checkpoint: give a folder, a .safetensors file or a hub id")
+    return open_folder(path.parent, path.stem if path.stem != "model" else path.resolve().parent.name, path)
+
+
+def _open_hub(repo_id: str, revision: str | None) -> Checkpoint:
+    from byhand.hub import fetch
+
+    return open_folder(fetch(repo_id, revision), repo_id)
+
+
+def open_checkpoint(source: str | Path | None = None, revision: str | None = None) -> Checkpoint:
+    """Open the embedded model (None), a folder, one .safetensors file beside its config.json, or a hub id."""
+    if source is None:
+        return open_folder(Path(str(files("byhand"))) / "assets" / "tiny", EMBEDDED)
+    path = Path(source).expanduser()
+    is_here = path.exists()
+    if is_here and revision is not None:
+        raise BadRequest(f"revision is {revision!r}, but {source} is on this machine", param="revision")
+    if is_here:
+        return _open_local(path)
+    if isinstance(source, Path) or not HUB_ID.fullmatch(source) or source.endswith(".safetensors"):
+        raise CheckpointNotFound(f"{source} does not exist: no such folder or file")
+    return _open_hub(source, revision)

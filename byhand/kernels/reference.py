@@ -1,0 +1,161 @@
+"""The kernels as plain torch, on any device: slow, and the truth that the fast ones are held to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+from byhand.kv_cache import Batch, KVCache
+from byhand.weights import Weight
+
+# Upcast weights and attention scores are made in blocks of about this many numbers: 16 MiB of float32.
+BLOCK = 2**22
+
+
+def _float_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
+    return weight.tensors[0][rows].float()
+
+
+# The one place that knows how a format becomes float32.
+_ROWS = {"float32": _float_rows, "bfloat16": _float_rows, "float16": _float_rows}
+
+
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x (N, in) times weight (out, in) transposed, plus bias (out,): (N, out)."""
+    rows = _ROWS[weight.format]
+    out_features, in_features = weight.shape
+    out = x.new_empty(x.shape[0], out_features)
+    # In blocks of output rows, so that no float32 copy of a big head is ever held.
+    step = out_features if weight.format == "float32" else max(1, BLOCK // in_features)
+    for start in range(0, out_features, step):
+        block = rows(weight, slice(start, start + step))
+        out[:, start : start + step] = x @ block.T
+    return out if bias is None else out.add_(bias)
+
+
+def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
+    return _ROWS[weight.format](weight, ids)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (..., size) over its root mean square, times weight (size,). arXiv:1910.07467."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x (..., size) less its mean, over its standard deviation, times weight, plus bias. arXiv:1607.06450."""
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (N, heads, head_dim) turned by its position's angles; dimension i pairs with i + head_dim / 2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def relu(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)."""
+    return functional.relu(x)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """x times the normal distribution's share below x, by erf. arXiv:1606.08415."""
+    return functional.gelu(x)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """The approximation of gelu by tanh that GPT-2 was trained with."""
+    return functional.gelu(x, approximate="tanh")
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """x times its sigmoid."""
+    return functional.silu(x)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) times up. arXiv:2002.05202."""
+    return functional.silu(gate) * up
+
+
+def _probabilities(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    if sinks is None:
+        return scores.softmax(-1)
+    # The sink is one more key that every query sees; its share is dropped, so the rest sums to less than one.
+    column = sinks.view(*scores.shape[:2], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, column), dim=-1).softmax(-1)[..., :-1]
+
+
+def _attend(
+    q: torch.Tensor,  # (rows, heads, head_dim)
+    keys: torch.Tensor,  # (context, kv heads, head_dim)
+    values: torch.Tensor,
+    distances: torch.Tensor,  # (rows, context): key position − query position
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    groups = q.view(q.shape[0], keys.shape[1], -1, q.shape[-1])  # (rows, kv heads, heads per kv head, head_dim)
+    scores = torch.einsum("rkgd,ckd->kgrc", groups, keys) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        scores = scores + slopes.view(*scores.shape[:2], 1, 1) * distances
+    hidden = distances > 0
+    if window is not None:
+        hidden = hidden | (distances <= -window)
+    pattern = _probabilities(scores.masked_fill(hidden, -math.inf), sinks)
+    return torch.einsum("kgrc,ckd->rkgd", pattern, values).reshape(q.shape)
+
+
+def attention(
+    q: torch.Tensor,
+    cache: KVCache,
+    layer: int,
+    batch: Batch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q.
+
+    One run at a time and in blocks of query rows, so that a long prompt's scores are never held at once.
+    """
+    out = torch.empty_like(q)
+    page_size = cache.pool.page_size
+    for run, context in enumerate(batch.context_lens):
+        start, end = batch.query_starts[run], batch.query_starts[run + 1]
+        first = context - (end - start)  # the position of the run's first query
+        step = max(1, BLOCK // (q.shape[1] * context))
+        for row in range(start, end, step):
+            stop = min(row + step, end)
+            positions = torch.arange(first + row - start, first + stop - start, device=q.device)
+            low = 0 if window is None else max(0, first + row - start - window + 1) // page_size * page_size
+            high = first + stop - start
+            keys, values = _gather(cache, layer, batch.page_tables[run], low, high)
+            distances = torch.arange(low, high, device=q.device) - positions[:, None]
+            out[row:stop] = _attend(
+                q[row:stop], keys, values, distances,
+                scale=scale, window=window, softcap=softcap, slopes=slopes, sinks=sinks,
+            )  # fmt: skip
+    return out
+
+
+def _gather(
+    cache: KVCache, layer: int, pages: tuple[int, ...], low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = cache.pool.page_size
+    wanted = torch.tensor(pages[low // size : -(-high // size)], device=cache.keys[layer].device)
+    keys, values = (
+        tensors[layer][wanted].flatten(0, 1)[: high - low].float() for tensors in (cache.keys, cache.values)
+    )
+    return keys, values

@@ -1,0 +1,112 @@
+"""The parts that every architecture is made of: each takes its tensors by name, and computes with the kernels given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from byhand.kernels import Kernels
+from byhand.weights import Weight, Weights
+
+
+class Linear:
+    """y = x · weightᵀ + bias, from the tensors `weight` (out, in) and `bias` (out,)."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: Weights,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        transposed: bool = False,
+    ) -> None:
+        self.kernels = kernels
+        self.weight = weights.matrix("weight", out_features, in_features, transposed=transposed)
+        self.bias = weights.vector("bias", out_features) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (N, in) → (N, out)."""
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
+class Embedding:
+    """One row per id. The weight is given, for the head may be the same matrix."""
+
+    def __init__(self, kernels: Kernels, weight: Weight) -> None:
+        self.kernels = kernels
+        self.weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids (N,) → (N, hidden)."""
+        return self.kernels.embedding(ids, self.weight)
+
+
+class Head:
+    """From hidden states to logits, without a bias. The weight is given, for the embedding may be the same matrix."""
+
+    def __init__(self, kernels: Kernels, weight: Weight) -> None:
+        self.kernels = kernels
+        self.weight = weight
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden (rows, hidden) → logits (rows, vocab)."""
+        return self.kernels.linear(hidden, self.weight)
+
+
+class RMSNorm:
+    """Scales to a root mean square of one, then by `weight`."""
+
+    def __init__(self, kernels: Kernels, weights: Weights, size: int, eps: float) -> None:
+        self.kernels = kernels
+        self.weight = weights.vector("weight", size)
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., size) → same shape."""
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm:
+    """Centres, scales to a variance of one, then by `weight` and `bias` unless `affine` is false."""
+
+    def __init__(self, kernels: Kernels, weights: Weights, size: int, eps: float, *, affine: bool = True) -> None:
+        self.kernels = kernels
+        self.weight = weights.vector("weight", size) if affine else None
+        self.bias = weights.vector("bias", size) if affine else None
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., size) → same shape."""
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+# config.json's words for the four curves. The gelu variants differ in how they are computed, not in what.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(name: str, kernels: Kernels) -> Callable[[Tensor], Tensor]:
+    """The curve that a config names."""
+    curve: Callable[[Tensor], Tensor] = getattr(kernels, ACTIVATIONS[name])
+    return curve
+
+
+def gated_activation(name: str, kernels: Kernels) -> Callable[[Tensor, Tensor], Tensor]:
+    """The curve of the gate, times the other branch: in one kernel where there is one."""
+    if ACTIVATIONS[name] == "silu":
+        return kernels.silu_mul
+    curve = activation(name, kernels)
+    return lambda gate, up: curve(gate) * up

@@ -1,0 +1,161 @@
+"""Rotary position embeddings: which frequencies a config asks for, and the angles at each position.
+
+RoFormer, arXiv:2104.09864. Of the ways to stretch it, this reads linear (position interpolation, arXiv:2306.15595),
+dynamic (NTK), llama3 (Llama 3.1) and yarn (arXiv:2309.00071), each with the arithmetic of transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from byhand.config import MAX_POSITIONS, ConfigFields
+
+KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Long wavelengths are divided by `factor`, short ones stay, those between are blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """Dimensions that turn fewer than `beta_slow` times over the original context are divided by `factor`."""
+
+    factor: float
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class RopeParameters:
+    """The rotary part of a config: `scaling` is a number for linear, a set of numbers for llama3 and yarn."""
+
+    rope_theta: float
+    scaling: float | Llama3Scaling | YarnScaling | None = None
+
+    @classmethod
+    def from_json(cls, config: ConfigFields, rope_theta: float = 10_000.0) -> RopeParameters:
+        """Read `rope_parameters`, or the older `rope_theta` beside `rope_scaling` with its `type` or `rope_type`."""
+        # An empty object says nothing, and where a file has both, the older name is the one that transformers obeys.
+        found = [section for name in ("rope_scaling", "rope_parameters") if (section := config.section(name))]
+        section = next((section for section in found if section.fields), ConfigFields({}))
+        top_level = config.number("rope_theta", rope_theta, low=2.0)
+        theta = section.number("rope_theta", top_level, low=2.0)
+        for fields in (config, section):
+            fields.number("partial_rotary_factor", 1.0, low=1.0, high=1.0)
+        return cls(theta, _read_scaling(section, config))
+
+
+def _read_scaling(section: ConfigFields, config: ConfigFields) -> float | Llama3Scaling | YarnScaling | None:
+    kind = section.choice("rope_type" if section.has("rope_type") else "type", "default", KINDS)
+    if kind == "linear":
+        return section.number("factor", low=1e-6)
+    if kind == "llama3":
+        return _read_llama3(section, _original_positions(section, config))
+    if kind == "yarn":
+        return _read_yarn(section, config, _original_positions(section, config))
+    # Dynamic scaling changes nothing until a text outgrows max_position_embeddings, and no run here is let past it.
+    return None
+
+
+def _original_positions(section: ConfigFields, config: ConfigFields) -> int:
+    name = "original_max_position_embeddings"
+    longest = config.integer("max_position_embeddings", high=MAX_POSITIONS)
+    return config.integer(name, section.integer(name, longest, high=MAX_POSITIONS), high=MAX_POSITIONS)
+
+
+def _read_llama3(section: ConfigFields, original: int) -> Llama3Scaling:
+    low = section.number("low_freq_factor", low=1e-6)
+    high = section.number("high_freq_factor", low=1e-6)
+    if high <= low:
+        section.refuse("high_freq_factor", f"above `low_freq_factor` ({low:g})")
+    return Llama3Scaling(section.number("factor", low=1e-6), low, high, original)
+
+
+def _read_yarn(section: ConfigFields, config: ConfigFields, original: int) -> YarnScaling:
+    longest = config.integer("max_position_embeddings", high=MAX_POSITIONS)
+    factor = section.number("factor", longest / original, low=1e-6)
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale = section.number("mscale", 0.0)
+    mscale_all_dim = section.number("mscale_all_dim", 0.0)
+    inferred = magnitude(mscale) / magnitude(mscale_all_dim) if mscale and mscale_all_dim else magnitude(1.0)
+    return YarnScaling(
+        factor=factor,
+        attention_factor=section.number("attention_factor", inferred),
+        beta_fast=section.number("beta_fast", 0.0) or 32.0,
+        beta_slow=section.number("beta_slow", 0.0) or 1.0,
+        truncate=section.flag("truncate", True),
+        original_max_position_embeddings=original,
+    )
+
+
+def _blend_llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    original = scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    wavelengths = 2 * math.pi / inverse
+    smooth = (original / wavelengths - low) / (high - low)
+    stretched = inverse / scaling.factor
+    blended = (1 - smooth) * stretched + smooth * inverse
+    short = torch.where(wavelengths < original / high, inverse, blended)
+    return torch.where(wavelengths > original / low, stretched, short)
+
+
+def _blend_yarn(inverse: torch.Tensor, scaling: YarnScaling, theta: float) -> torch.Tensor:
+    half = len(inverse)
+    original = scaling.original_max_position_embeddings
+
+    def dimension_that_turns(times: float) -> float:
+        return half * math.log(original / (times * 2 * math.pi)) / math.log(theta)
+
+    low, high = dimension_that_turns(scaling.beta_fast), dimension_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    width = high - low if high != low else 0.001
+    ramp = ((torch.arange(half, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return (inverse / scaling.factor) * ramp + inverse * (1 - ramp)
+
+
+def inverse_frequencies(parameters: RopeParameters, head_dim: int) -> torch.Tensor:
+    """Radians per position of each pair of dimensions: (head_dim / 2,) float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    inverse = 1.0 / parameters.rope_theta**exponents
+    match parameters.scaling:
+        case Llama3Scaling() as scaling:
+            return _blend_llama3(inverse, scaling)
+        case YarnScaling() as scaling:
+            return _blend_yarn(inverse, scaling, parameters.rope_theta)
+        case float() as factor:
+            return inverse / factor
+        case None:
+            return inverse
+
+
+class Rotary:
+    """Turns positions into the cosines and sines by which queries and keys are rotated."""
+
+    def __init__(self, parameters: RopeParameters, head_dim: int, device: torch.device) -> None:
+        scaling = parameters.scaling
+        self.inverse_frequencies = inverse_frequencies(parameters, head_dim).to(device)
+        self.attention_factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+
+    def __call__(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, (N, head_dim) float32 each; the second half of the dimensions repeats the first."""
+        angles = position_ids[:, None].float() * self.inverse_frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor

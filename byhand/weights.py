@@ -1,0 +1,222 @@
+"""Weights: tensors of a checkpoint by name, mapped into memory, in the dtype they are stored in; read strictly."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from byhand.checkpoint import Checkpoint
+from byhand.errors import BadRequest, BadWeights
+
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = {name: dtype for dtype, name in FORMATS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A matrix of (out, in) as it is stored: `format` says how `tensors` are to be read.
+
+    float32, bfloat16, float16: one tensor of that dtype and shape, which may be a transposed view.
+    """
+
+    format: str
+    tensors: tuple[torch.Tensor, ...]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Weight:
+        """Wrap a plain (out, in) tensor of a float dtype."""
+        out_features, in_features = tensor.shape
+        return cls(FORMATS[tensor.dtype], (tensor,), (out_features, in_features))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.tensors[0].device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a pass reads to use it once."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file; `read` maps it, and costs nothing until its numbers are used."""
+
+    file: Path
+    read: Callable[[], torch.Tensor]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _map_safetensors(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        mapped: Any = safe_open(file, framework="pt")
+        names = list(mapped.keys())
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadWeights(f"{file} is not a whole safetensors file: {_first_line(error)}") from error
+
+    def reader(name: str) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:
+            try:
+                tensor: torch.Tensor = mapped.get_tensor(name)
+            except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+                raise BadWeights(f"{file}: the tensor `{name}` cannot be read: {_first_line(error)}") from error
+            return tensor
+
+        return read
+
+    for name in names:
+        yield name, StoredTensor(file, reader(name))
+
+
+def _unpickle(file: Path) -> Any:
+    # Files from before 2020 are no zip archives and cannot be mapped; the restricted unpickler reads both kinds.
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BadWeights(
+            f"{file} is refused by torch's restricted unpickler: {_first_line(error)}",
+            hint="only a plain dictionary of tensors is read; use a checkpoint in safetensors",
+        ) from error
+
+
+def _map_pytorch(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    tensors = _unpickle(file)
+    if not isinstance(tensors, dict):
+        raise BadWeights(f"{file} holds a {type(tensors).__name__}, not a dictionary of tensors")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise BadWeights(f"{file}: the entry {name!r} is a {type(tensor).__name__}, not a tensor with a name")
+        # Saved parameters ask for gradients; no one here computes any.
+        yield name, StoredTensor(file, tensor.detach)
+
+
+def map_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Open every weight file of a checkpoint and give its tensors by name."""
+    found: dict[str, StoredTensor] = {}
+    for file in checkpoint.weight_files:
+        mapping = _map_safetensors if file.suffix == ".safetensors" else _map_pytorch
+        for name, stored in mapping(file):
+            if name in found:
+                raise BadWeights(f"the tensor `{name}` lies in two files: {found[name].file.name} and {file.name}")
+            found[name] = stored
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Book:
+    """What all scopes of one reading share."""
+
+    stored: dict[str, StoredTensor]
+    used: set[str]
+    place: str
+    dtype: torch.dtype | None
+    device: torch.device
+
+
+class Weights:
+    """Hands out a checkpoint's tensors by name, each checked for shape, and at the end knows what no one asked for."""
+
+    def __init__(self, book: _Book, scope: str = "") -> None:
+        self._book = book
+        self._scope = scope
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, dtype: str = "auto", device: torch.device | str = "cpu") -> Weights:
+        """Map the checkpoint's files. `dtype` "auto" keeps what is stored; another one converts, which copies."""
+        return cls.of(map_tensors(checkpoint), str(checkpoint.folder), dtype, device)
+
+    @classmethod
+    def of(
+        cls, stored: dict[str, StoredTensor], place: str, dtype: str = "auto", device: torch.device | str = "cpu"
+    ) -> Weights:
+        """Read from tensors that are mapped already; `place` is where errors say they came from."""
+        if dtype != "auto" and dtype not in DTYPES:
+            raise BadRequest(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}", param="dtype")
+        return cls(_Book(stored, set(), place, DTYPES.get(dtype), torch.device(device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are put."""
+        return self._book.device
+
+    def at(self, scope: str | int) -> Weights:
+        """The tensors whose names go on from here: `weights.at("model.layers").at(0).at("self_attn")`."""
+        return Weights(self._book, f"{self._scope}{scope}." if scope != "" else self._scope)
+
+    def under_first(self, prefixes: Iterable[str], name: str) -> Weights:
+        """The first of these scopes that has the tensor `name`: files differ in how deep they put the model."""
+        scopes = [self.at(prefix) for prefix in prefixes]
+        return next((scope for scope in scopes if name in scope), scopes[0])
+
+    def name(self, name: str) -> str:
+        """The whole name, in the checkpoint, of a tensor of this scope."""
+        return self._scope + name
+
+    def __contains__(self, name: str) -> bool:
+        return self.name(name) in self._book.stored
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        full = self.name(name)
+        if full not in self._book.stored:
+            raise BadWeights(f"the tensor `{full}` is missing in {self._book.place}")
+        stored = self._book.stored[full]
+        tensor = stored.read()
+        self._book.used.add(full)
+        if tuple(tensor.shape) != shape:
+            raise BadWeights(
+                f"{stored.file}: `{full}` has the shape {tuple(tensor.shape)}; the config asks for {shape}"
+            )
+        if tensor.dtype not in FORMATS:
+            raise BadWeights(f"{stored.file}: `{full}` is stored as {tensor.dtype}; known are {', '.join(DTYPES)}")
+        return tensor.to(device=self._book.device, dtype=self._book.dtype or tensor.dtype)
+
+    def vector(self, name: str, size: int) -> torch.Tensor:
+        """A bias or a norm's gain: (size,), always float32, as it meets activations."""
+        return self._read(name, (size,)).float()
+
+    def matrix(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
+        """A matrix of (out, in); one that is stored as (in, out) is turned by a view, not by a copy."""
+        if transposed:
+            return Weight.of(self._read(name, (in_features, out_features)).T)
+        return Weight.of(self._read(name, (out_features, in_features)))
+
+    def tied_pair(self, embedding: str, head: str, shape: tuple[int, int], *, tie: bool) -> tuple[Weight, Weight]:
+        """The token embedding and the head, both (vocab, hidden), which are one matrix where the config ties them.
+
+        A tied pair may be stored once under either name, or twice. Twice and different is not tied, whatever the
+        config says: so transformers reads it.
+        """
+        if tie and head not in self:
+            head = embedding
+        if tie and embedding not in self:
+            embedding = head
+        first = self.matrix(embedding, *shape)
+        if embedding == head:
+            return first, first
+        second = self.matrix(head, *shape)
+        if tie and torch.equal(first.tensors[0], second.tensors[0]):
+            return first, first
+        return first, second
+
+    def finish(self, ignored: Iterable[str] = ()) -> None:
+        """Refuse tensors that nobody read, except those whose whole name matches one of the patterns."""
+        left = sorted(self._book.stored.keys() - self._book.used)
+        patterns = [re.compile(pattern) for pattern in ignored]
+        unexpected = [name for name in left if not any(pattern.fullmatch(name) for pattern in patterns)]
+        if unexpected:
+            more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+            file = self._book.stored[unexpected[0]].file
+            raise BadWeights(f"{file} holds the tensor `{unexpected[0]}`{more}, which this architecture does not have")
