@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import exp, nan
 from typing import overload
+
+from byhand import html
 
 
 class FinishReason(StrEnum):
@@ -92,6 +95,9 @@ class Step:
     seconds: float
     finish_reason: FinishReason | None = None
 
+    def _repr_html_(self) -> str:
+        return html.step_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -147,6 +153,9 @@ class Reading(Sequence[Position]):
     def __str__(self) -> str:
         return "\n".join(str(at) for at in self.positions)
 
+    def _repr_html_(self) -> str:
+        return html.reading_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -186,7 +195,5 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability; NaN when only one token was given."""
-        from math import exp, nan
-
         counted = len(self.logprobs) - 1
         return exp(-self.total / counted) if counted > 0 else nan

@@ -1,0 +1,113 @@
+"""What the engine keeps of a run: a list of ids, how many of them are computed, and the pages that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from byhand.sampling.params import SamplingParams
+from byhand.text import Detokenizer, StopStrings, Tokenizer
+from byhand.types import FinishReason, Step
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What passes cost one run: positions computed, positions that were in the cache before, wall seconds."""
+
+    computed: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+
+    def plus(self, computed: int, reused: int, seconds: float) -> Work:
+        """This work and one more pass; the cache before the first pass is what counts as reused."""
+        return Work(self.computed + computed, self.reused if self.computed else reused, self.seconds + seconds)
+
+
+class TextState:
+    """The text after the prompt as it grows: ids in, safe text out, a stop string noticed."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], stop: tuple[str, ...]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._stop = stop
+        self._matcher = StopStrings(stop)
+
+    def push(self, token: int) -> tuple[str, str | None]:
+        """Add one sampled id; give the text that is safe to show, and the stop string that ended it."""
+        return self._matcher.push(self._detokenizer.push(token))
+
+    def insert(self, token: int) -> str:
+        """Add an id of the user's: what they write is never held back and never stops the run."""
+        held = self._matcher.flush()
+        self._matcher = StopStrings(self._stop)
+        return held + self._detokenizer.push(token)
+
+    def flush(self) -> str:
+        """Give what was held back: the run is over."""
+        rest = self._detokenizer.flush()
+        safe, _ = self._matcher.push(rest)
+        return safe + self._matcher.flush()
+
+    @classmethod
+    def reread(
+        cls, tokenizer: Tokenizer, prompt_ids: list[int], ids: list[int], stop: tuple[str, ...]
+    ) -> tuple[TextState, str]:
+        """The state and the text after `ids`, as if they had come one by one and none had ended the run."""
+        state = cls(tokenizer, prompt_ids, stop)
+        text = "".join(state._detokenizer.push(token) for token in ids)
+        # Only a tail this short can be the start of a stop string; a whole one inside it is in the past.
+        tail = text[len(text) - max((len(word) for word in stop), default=0) :]
+        safe, matched = state._matcher.push(tail)
+        while matched is not None:
+            tail = tail[len(safe) + len(matched) :]
+            state._matcher = StopStrings(stop)
+            safe, matched = state._matcher.push(tail)
+        return state, text[: len(text) - len(tail) + len(safe)]
+
+    def copy(self) -> TextState:
+        """An independent twin, for a fork."""
+        twin = object.__new__(TextState)
+        twin._detokenizer = self._detokenizer.copy()
+        twin._stop = self._stop
+        twin._matcher = self._matcher.copy()
+        return twin
+
+
+@dataclass(slots=True, eq=False)
+class RunState:
+    """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it."""
+
+    ids: list[int]
+    prompt_length: int
+    params: SamplingParams
+    seed: int
+    choice: int
+    text_state: TextState
+    text: str = ""
+    computed: int = 0
+    cached: int = 0  # the prompt's positions that were found in the prefix index
+    pages: list[int] = field(default_factory=list)
+    page_names: list[bytes] = field(default_factory=list)  # hashes of the full pages, in order
+    kept: torch.Tensor | None = None  # (vocab,) float32: the last row's logits, not sampled yet
+    work: Work = Work()  # what the passes since the last token have cost
+    steps: list[Step] = field(default_factory=list)
+    step_params: list[SamplingParams] = field(default_factory=list)  # the settings each step was made with
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def generated(self) -> int:
+        """Tokens after the prompt, forced and inserted ones included."""
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens whose keys and values are not in the cache yet."""
+        return len(self.ids) - self.computed
+
+    @property
+    def is_finished(self) -> bool:
+        """True once a reason to end was found."""
+        return self.finish_reason is not None

@@ -1,0 +1,307 @@
+"""`LLM`: a model, its tokenizer and one engine. Open it, read with it, start runs, generate."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from byhand import kernels
+from byhand.checkpoint import Checkpoint, open_checkpoint
+from byhand.engine import operations
+from byhand.engine.engine import Engine
+from byhand.engine.state import RunState
+from byhand.errors import BadRequest, PromptError
+from byhand.kv_cache import PAGE_SIZE, KVCache
+from byhand.models import build
+from byhand.record import ModelIdentity
+from byhand.run import Run, check_token_ids
+from byhand.sampling.dice import fresh_seed
+from byhand.sampling.choose import look
+from byhand.sampling.params import SamplingParams
+from byhand.text import ChatTemplate, Tokenizer
+from byhand.types import Completion, Position, Reading, Score, Step, Token
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+# Room for so many full contexts, or this share of the memory that is free now, whichever is less.
+CONTEXTS_CACHED = 16
+MEMORY_SHARE = 0.25
+
+
+class LLM:
+    """A model that can be looked into. `model`: None (the embedded one), a folder, a .safetensors file or a hub id.
+
+    dtype: "auto" keeps the weights as stored, or "float32", "bfloat16", "float16". device: "auto", "cpu", "cuda".
+    cache_tokens: tokens that the KV cache holds over all runs. threads: processor threads for torch.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache_tokens: int | None = None,
+        threads: int | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(_positive(threads, "threads"))
+        self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+        self.tokenizer = Tokenizer.open(self.checkpoint.folder)
+        self.model = build(self.checkpoint, kernels.backend("reference"), dtype=dtype, device=_device(device))
+        self.notes: list[str] = list(self.checkpoint.notes)
+        self.engine = self._open_engine(cache_tokens)
+        self._template: ChatTemplate | None = None
+
+    def _open_engine(self, cache_tokens: int | None) -> Engine:
+        specs = self.model.layer_specs
+        page_bytes = KVCache(specs, 0).page_bytes
+        if cache_tokens is None:
+            pages = _default_pages(self.context_length, page_bytes)
+        else:
+            pages = -(-_positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
+        cache = KVCache(specs, pages, device=self.model.device)
+        root = f"{self.checkpoint.digest}/{self.model.dtype}/{cache.dtype}".encode()
+        return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
+
+    # What was opened.
+
+    @property
+    def name(self) -> str:
+        """The name it was opened by."""
+        return self.checkpoint.name
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, type, digest and dtype: what a record remembers of its model."""
+        checkpoint = self.checkpoint
+        return ModelIdentity(checkpoint.name, checkpoint.model_type, checkpoint.digest, self.model.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the model; the tokenizer may know fewer."""
+        return self.model.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model can read at most, prompt and continuation."""
+        return self.model.context_length
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a run: the union of what config, generation config and tokenizer name."""
+        return self.tokenizer.eos_ids
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The checkpoint's own sampling settings: shown, and applied only on request."""
+        return self.checkpoint.generation_config
+
+    def checkpoint_params(self, **changes: Any) -> SamplingParams:
+        """The checkpoint's own settings as SamplingParams, with changes of yours."""
+        return SamplingParams.from_checkpoint(self.generation_config, **changes)
+
+    # Text and ids.
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt: text gets the start-of-sequence token as the checkpoint's tokenizer adds it; ids stay."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+            self._warn_doubled_start(ids)
+        else:
+            ids = self.check_ids(prompt, "prompt")
+        if not ids:
+            raise PromptError("the prompt is empty: it has no token at all", param="prompt")
+        if len(ids) > self.context_length:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens; this model reads {self.context_length}", param="prompt"
+            )
+        return ids
+
+    def check_ids(self, ids: Sequence[int], param: str) -> list[int]:
+        """Refuse ids that the model does not have."""
+        return check_token_ids(ids, self.vocab_size, param)
+
+    def _warn_doubled_start(self, ids: list[int]) -> None:
+        warning = self.tokenizer.doubled_bos(ids)
+        if warning:
+            warnings.warn(warning, stacklevel=4)
+
+    def tokenize(self, text: str) -> list[Token]:
+        """The tokens of a text, the start-of-sequence token included."""
+        ids = self.tokenizer.encode(text)
+        self._warn_doubled_start(ids)
+        return [self.tokenizer.token(token) for token in ids]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self.tokenizer.decode(self.check_ids(ids, "ids"))
+
+    def render_chat(self, messages: Messages, **values: Any) -> str:
+        """The prompt text that the checkpoint's chat template makes of messages."""
+        if self._template is None:
+            self._template = ChatTemplate.open(self.checkpoint.folder, self.tokenizer)
+        return self._template.render(messages, **values)
+
+    def chat_ids(self, messages: Messages, **values: Any) -> list[int]:
+        """The same as ids. The template writes its own start token, so none is added."""
+        return self.encode(self.tokenizer.encode(self.render_chat(messages, **values), add_special_tokens=False))
+
+    # Prompt processing, looked at.
+
+    def read(self, prompt: Prompt, top: int = 5) -> Reading:
+        """What the model predicts after EVERY position of a prompt, with the best `top` candidates each.
+
+        Works in bounded memory: a block of logits is looked at and dropped before the next is made.
+        """
+        ids = self.encode(prompt)
+        started = perf_counter()
+        positions = list(self.iter_read(ids, top))
+        return Reading(positions, perf_counter() - started)
+
+    def iter_read(self, prompt: Prompt, top: int = 5) -> Iterator[Position]:
+        """The positions of `read`, one by one as they are computed."""
+        ids = self.encode(prompt)
+        _positive(top, "top")
+        tokens = [self.tokenizer.token(token) for token in ids]
+        pieces = tuple(token.text for token in tokens)
+        for position, row in self._look_through(ids, top):
+            best = tuple(self.engine.candidate(*entry) for entry in row.top)
+            actual = None if row.actual is None else self.engine.candidate(*row.actual)
+            yield Position(position, tokens[position], best[0], best[:top], actual, row.entropy, pieces)
+
+    def _look_through(self, ids: list[int], top: int) -> Iterator[tuple[int, Any]]:
+        for start, logits in self._all_logits(ids):
+            following: list[int | None] = [*ids[start + 1 : start + 1 + len(logits)]]
+            following += [None] * (len(logits) - len(following))
+            yield from enumerate(look(logits, top, following), start)
+
+    def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first position, (rows, vocab) float32) over all positions, on pages that are let go at the end."""
+        run = self.engine.open(ids, SamplingParams(), seed=0, reuse=False)
+        try:
+            yield from self.engine.logit_blocks(run, publish=False)
+        finally:
+            self.engine.release(run)
+
+    def score(self, prompt: Prompt) -> Score:
+        """Log-probability of every token given those before it, and the perplexity."""
+        ids = self.encode(prompt)
+        rows = [row.actual for _, row in self._look_through(ids, 1)][:-1]
+        return Score(
+            tokens=[self.tokenizer.token(token) for token in ids],
+            logprobs=[None, *(row[1] for row in rows)],
+            ranks=[None, *(row[2] for row in rows)],
+        )
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The raw matter: (len(ids), vocab) float32, the scores of every next token after every position."""
+        return torch.cat([logits for _, logits in self._all_logits(self.encode(list(ids)))])
+
+    # Runs.
+
+    def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Run:
+        """A run: the prompt is processed, no token is chosen yet."""
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise BadRequest(f"`n` is {params.n}; `start` makes one run: use fork, or generate", param="n")
+        return self.start_run(self.encode(prompt), params, seed=params.seed, choice=0)
+
+    def start_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int) -> Run:
+        """The same from ids, with the dice given; a run resumed so goes on as if it had never stopped."""
+        run = self.open_run(ids, params, seed=seed, choice=choice)
+        self.engine.prefill([run._state])
+        return run
+
+    def open_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int = 0) -> Run:
+        """A run of which nothing is computed yet, for a batch."""
+        params.check_vocabulary(self.vocab_size)
+        seed = fresh_seed() if seed is None else seed
+        return Run(self, self.engine.open(self.encode(ids), params, seed=seed, choice=choice))
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Step]:
+        """The steps of a run, as they come."""
+        yield from self.start(prompt, params)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> Completion | list[Completion]:
+        """Run to the end: one Completion, or for a list of prompts or n > 1 a flat list, prompt by prompt."""
+        params = params or SamplingParams()
+        many = _is_many(prompts)
+        all_ids = [self.encode(prompt) for prompt in (prompts if many else [prompts])]  # type: ignore[list-item]
+        runs = [run for ids in all_ids for run in self._choices(ids, params)]
+        self._finish([run._state for run in runs])
+        completions = [run.completion() for run in runs]
+        return completions if many or params.n > 1 else completions[0]
+
+    def _choices(self, ids: list[int], params: SamplingParams) -> list[Run]:
+        """`n` runs of one prompt; the prompt is processed once and its pages are shared."""
+        if params.n == 1:
+            return [self.open_run(ids, params, seed=params.seed)]
+        first = self.start_run(ids, params, seed=params.seed, choice=0)
+        forks = (operations.fork(self.engine, first._state, choice=choice) for choice in range(1, params.n))
+        return [first, *(Run(self, state) for state in forks)]
+
+    def _finish(self, states: list[RunState]) -> None:
+        while waiting := [state for state in states if not state.is_finished]:
+            self.engine.step(waiting)
+            for state in waiting:
+                if state.is_finished:
+                    self.engine.release(state)
+
+    def chat(self, messages: Messages, params: SamplingParams | None = None) -> Completion | list[Completion]:
+        """`generate` through the checkpoint's chat template."""
+        return self.generate(self.chat_ids(messages), params)
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of the weights and the cache."""
+        self.__dict__.pop("model", None)
+        self.__dict__.pop("engine", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, {self.model.dtype}, {self.vocab_size} ids, context {self.context_length})"
+
+
+def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """True for a list of prompts; a list of ids (or an empty list) is one prompt."""
+    return not isinstance(prompts, str) and any(isinstance(item, str | Sequence) for item in prompts)
+
+
+def _positive(value: int, param: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadRequest(f"`{param}` is {value!r}; it must be an integer of at least 1", param=param)
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise BadRequest(f"`device` is {name!r}; known: auto, cpu, cuda", param="device")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadRequest("`device` is 'cuda', but torch sees no CUDA device here", param="device")
+    return torch.device(name)
+
+
+def _default_pages(context_length: int, page_bytes: int) -> int:
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    affordable = int(free * MEMORY_SHARE) // page_bytes
+    return max(1, min(CONTEXTS_CACHED * -(-context_length // PAGE_SIZE), affordable))

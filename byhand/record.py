@@ -1,0 +1,291 @@
+"""The record of a run: one JSON document. Written, read, stepped through without a model, and checked against one.
+
+The format is described in docs/record.md; `VERSION` counts its incompatible changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byhand.errors import BadRequest, RecordError
+from byhand.jsonable import (
+    Json,
+    Reader,
+    finish_from_json,
+    position_to_json,
+    step_from_json,
+    step_to_json,
+    token_from_json,
+    token_to_json,
+    usage_to_json,
+)
+from byhand.sampling.params import SamplingParams
+from byhand.types import Candidate, FinishReason, Step, Token, Usage
+
+if TYPE_CHECKING:
+    from byhand.llm import LLM
+    from byhand.run import Run
+
+__all__ = [
+    "Difference",
+    "ModelIdentity",
+    "Record",
+    "position_to_json",
+    "replay",
+    "step_to_json",
+    "token_to_json",
+    "usage_to_json",
+]
+
+FORMAT = "byhand.record"
+VERSION = 1
+# Numbers of a run made again agree this closely; batching and chunking round differently in the last bits.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model made a record: the name it was opened by, its type, and a digest of what it is."""
+
+    name: str
+    model_type: str
+    digest: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A run as it was: settings, ids, and every Step. `settings` holds (index of the first step, parameters)."""
+
+    model: ModelIdentity
+    seed: int
+    choice: int
+    settings: tuple[tuple[int, SamplingParams], ...]
+    prompt: tuple[Token, ...]
+    steps: tuple[Step, ...] = field(repr=False)
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    usage: Usage
+    created: str
+    byhand: str
+
+    @classmethod
+    def of(cls, run: Run, identity: ModelIdentity) -> Record:
+        """Take down a run as it stands."""
+        from byhand import __version__
+
+        return cls(
+            model=identity,
+            seed=run.seed,
+            choice=run.choice,
+            settings=_settings(run),
+            prompt=tuple(run.prompt_tokens()),
+            steps=tuple(run.steps),
+            text=run.text,
+            finish_reason=run.finish_reason,
+            stop_reason=run.stop_reason,
+            usage=run.usage,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            byhand=__version__,
+        )
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt's ids."""
+        return [token.id for token in self.prompt]
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and continuation."""
+        return self.prompt_ids + [step.token.id for step in self.steps]
+
+    @property
+    def params(self) -> SamplingParams:
+        """The settings that the run ended with."""
+        return self.settings[-1][1]
+
+    def params_at(self, index: int) -> SamplingParams:
+        """The settings of step `index`."""
+        return [params for first, params in self.settings if first <= index][-1]
+
+    def to_json(self) -> Json:
+        """The document."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "byhand": self.byhand,
+            "created": self.created,
+            "model": {name: getattr(self.model, name) for name in ModelIdentity.__slots__},
+            "seed": self.seed,
+            "choice": self.choice,
+            "settings": [{"from": first, "params": params.to_json()} for first, params in self.settings],
+            "prompt": [token_to_json(token) for token in self.prompt],
+            "ids": self.ids,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+            "usage": usage_to_json(self.usage),
+            "steps": [step_to_json(step) for step in self.steps],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the document; a file that is there is replaced only when the new one is whole."""
+        target = Path(path)
+        text = json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False, indent=1)
+        partial = target.with_name(target.name + ".part")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a document; RecordError says in one sentence what is wrong with it."""
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecordError(f"cannot read the record {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise RecordError(f"{path} is no record: it is not JSON") from None
+        return cls.from_json(document)
+
+    @classmethod
+    def from_json(cls, document: object) -> Record:
+        """Check and take in a document."""
+        at = Reader(document, "record")
+        if at.raw("format") != FORMAT:
+            raise RecordError(f"this is no byhand record: format is {str(at.raw('format'))[:40]!r}, not {FORMAT!r}")
+        if at.get("version", int) != VERSION:
+            raise RecordError(f"the record is of version {at.get('version', int)}; this byhand reads {VERSION}")
+        record = cls(
+            model=_identity_from_json(Reader(at.raw("model"), "record.model")),
+            seed=at.get("seed", int),
+            choice=at.get("choice", int),
+            settings=_settings_from_json(at),
+            prompt=tuple(token_from_json(item) for item in at.objects("prompt")),
+            steps=tuple(step_from_json(item) for item in at.objects("steps")),
+            text=at.get("text", str),
+            finish_reason=finish_from_json(at),
+            stop_reason=_stop_reason(at),
+            usage=_usage_from_json(Reader(at.raw("usage"), "record.usage")),
+            created=at.get("created", str),
+            byhand=at.get("byhand", str),
+        )
+        _check_consistent(record, at)
+        return record
+
+
+def _settings(run: Run) -> tuple[tuple[int, SamplingParams], ...]:
+    """Where the parameters changed. User functions cannot be written down; `to_json` keeps their names."""
+    changes: list[tuple[int, SamplingParams]] = []
+    for index, params in enumerate([*run.step_params, run.params]):
+        if not changes or changes[-1][1] != params:
+            changes.append((index, params))
+    return tuple(changes)
+
+
+def _identity_from_json(at: Reader) -> ModelIdentity:
+    return ModelIdentity(*(at.get(name, str) for name in ModelIdentity.__slots__))
+
+
+def _settings_from_json(at: Reader) -> tuple[tuple[int, SamplingParams], ...]:
+    settings = []
+    for item in at.objects("settings"):
+        try:
+            settings.append((item.get("from", int), SamplingParams.from_json(item.get("params", dict))))
+        except BadRequest as error:
+            raise RecordError(f"{item.where}.params: {error}") from None
+    if not settings or settings[0][0] != 0:
+        raise RecordError("record.settings does not begin at step 0")
+    return tuple(settings)
+
+
+def _usage_from_json(at: Reader) -> Usage:
+    return Usage(at.get("prompt_tokens", int), at.get("completion_tokens", int), at.get("cached_tokens", int))
+
+
+def _stop_reason(at: Reader) -> int | str | None:
+    value = at.raw("stop_reason")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
+        raise RecordError("record.stop_reason is neither an id nor a string")
+    return value
+
+
+def _check_consistent(record: Record, at: Reader) -> None:
+    if not record.prompt:
+        raise RecordError("record.prompt is empty")
+    if at.items("ids", int) != record.ids:
+        raise RecordError("record.ids are not the prompt's ids and the steps' ids, one after the other")
+    for index, step in enumerate(record.steps):
+        if (step.index, step.position) != (index, index + len(record.prompt)):
+            raise RecordError(f"record.steps[{index}] says index {step.index}, position {step.position}")
+
+
+# Replay against a model.
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One number of one step that came out differently."""
+
+    index: int
+    field: str
+    recorded: Any
+    now: Any
+
+
+def replay(record: Record, llm: LLM) -> list[Difference]:
+    """Run a record again, teacher-forced: each step sees the recorded ids, and its numbers are compared.
+
+    A step whose token differs is one Difference (`field` "token"), and the recorded token is put in its place.
+    """
+    run = llm.start_run(record.prompt_ids, record.settings[0][1], seed=record.seed, choice=record.choice)
+    differences: list[Difference] = []
+    for step in record.steps:
+        params = record.params_at(step.index)
+        if params != run.params:
+            run.set(**{name: getattr(params, name) for name in params.to_json() if name not in ("seed", "stages")})
+        now = _make_again(run, step)
+        differences += _compare(step, now)
+        if now.token.id != step.token.id:
+            run.rewind(1)
+            run.insert([step.token.id])
+    return differences
+
+
+def _make_again(run: Run, step: Step) -> Step:
+    if step.forced or run.finish_reason is not None:
+        return run.insert([step.token.id])[-1]
+    return run.step()
+
+
+def _compare(then: Step, now: Step) -> Iterator[Difference]:
+    pairs: list[tuple[str, Any, Any]] = [("token", then.token.id, now.token.id), ("rank", then.rank, now.rank)]
+    names = ("logprob", "entropy", "margin", "tail_mass")
+    pairs += [(name, getattr(then, name), getattr(now, name)) for name in names]
+    if then.draw and now.draw:
+        pairs += [(f"draw.{name}", getattr(then.draw, name), getattr(now.draw, name)) for name in ("u", "low", "high")]
+    for place, (before, after) in enumerate(zip_longest(then.top, now.top)):
+        pairs += _candidate_pairs(place, before, after)
+    for name, recorded, again in pairs:
+        if not _agree(recorded, again):
+            yield Difference(then.index, name, recorded, again)
+
+
+def _candidate_pairs(place: int, then: Candidate | None, now: Candidate | None) -> list[tuple[str, Any, Any]]:
+    if then is None or now is None:
+        return [(f"top[{place}]", then and then.token.id, now and now.token.id)]
+    names = ("logprob", "prob", "removed_by")
+    ids = [(f"top[{place}].id", then.token.id, now.token.id)]
+    return ids + [(f"top[{place}].{name}", getattr(then, name), getattr(now, name)) for name in names]
+
+
+def _agree(recorded: Any, again: Any) -> bool:
+    if isinstance(recorded, float) and isinstance(again, float):
+        return recorded == again or abs(recorded - again) <= TOLERANCE * max(1.0, abs(recorded))
+    return bool(recorded == again)

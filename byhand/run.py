@@ -1,0 +1,193 @@
+"""`Run`: the handle on one decoding run. Step it, force it, insert, edit, rewind, fork, record."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from byhand import html
+from byhand.engine import operations
+from byhand.engine.engine import Engine
+from byhand.engine.state import RunState
+from byhand.errors import PromptError
+from byhand.types import Completion, FinishReason, Step, Token, Usage
+
+if TYPE_CHECKING:
+    from byhand.llm import LLM
+    from byhand.record import Record
+    from byhand.sampling.params import SamplingParams
+
+
+class Run:
+    """A list of token ids that grows. Made by `LLM.start`: prefilled, paused, no token chosen yet.
+
+    Iterating steps until the run finishes. A run that is no longer referred to gives its pages back.
+    """
+
+    def __init__(self, llm: LLM, state: RunState) -> None:
+        self._llm = llm
+        self._engine: Engine = llm.engine
+        self._state = state
+        weakref.finalize(self, self._engine.retire, state).atexit = False
+
+    # What it is.
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and continuation."""
+        return list(self._state.ids)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The ids before the first generated token."""
+        return self._state.ids[: self._state.prompt_length]
+
+    @property
+    def prompt_length(self) -> int:
+        """How many of `ids` are the prompt."""
+        return self._state.prompt_length
+
+    @property
+    def text(self) -> str:
+        """What came after the prompt, as far as it is safe to show."""
+        return self._state.text
+
+    @property
+    def computed(self) -> int:
+        """How many of `ids` have their keys and values in the cache."""
+        return self._state.computed
+
+    @property
+    def steps(self) -> list[Step]:
+        """One Step for each token after the prompt."""
+        return list(self._state.steps)
+
+    @property
+    def step_params(self) -> list[SamplingParams]:
+        """The settings under which each of `steps` was made."""
+        return list(self._state.step_params)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The settings of the steps to come; `seed` says what the dice were given, if anything."""
+        return self._state.params
+
+    @property
+    def seed(self) -> int:
+        """The seed of the dice, drawn when the parameters named none."""
+        return self._state.seed
+
+    @property
+    def choice(self) -> int:
+        """Which of `n` choices this is; it is part of the dice."""
+        return self._state.choice
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the run ended, or None."""
+        return self._state.finish_reason
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        """The id or the string that stopped it."""
+        return self._state.stop_reason
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the prompt, of the continuation, and of the prompt as found in the prefix index."""
+        state = self._state
+        return Usage(state.prompt_length, state.generated, state.cached)
+
+    # What can be done with it.
+
+    def step(self, force: int | str | None = None) -> Step:
+        """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
+        forced = None if force is None else self._token_id(force, "force")
+        return self._engine.step_one(self._state, forced)
+
+    def insert(self, text: str | Sequence[int]) -> list[Step]:
+        """Append text (or ids) of yours; each of its tokens is a forced Step."""
+        if isinstance(text, str):
+            ids = self._llm.tokenizer.encode_continuation(text)
+        else:
+            ids = self._llm.check_ids(text, "text")
+        return operations.insert(self._engine, self._state, ids)
+
+    def edit(self, position: int, token: int | str) -> list[Step]:
+        """Put a token at `position` and let go of everything after it."""
+        return operations.edit(self._engine, self._state, position, self._token_id(token, "token"))
+
+    def rewind(self, count: int = 1) -> None:
+        """Take back the last `count` tokens."""
+        operations.rewind(self._engine, self._state, count)
+
+    def fork(self, seed: int | None = None) -> Run:
+        """A second run from here, on the same pages; with a `seed`, its dice differ."""
+        return Run(self._llm, operations.fork(self._engine, self._state, seed=seed))
+
+    def set(self, **params: Any) -> None:
+        """Change settings for the steps to come, by SamplingParams' names."""
+        operations.change_params(self._engine, self._state, params)
+
+    def __iter__(self) -> Iterator[Step]:
+        while not self._state.is_finished:
+            yield self.step()
+
+    def stop(self) -> None:
+        """End the run here, with `FinishReason.ABORT`; its pages are let go."""
+        if not self._state.is_finished:
+            self._state.finish_reason = FinishReason.ABORT
+        self._engine.release(self._state)
+
+    def completion(self) -> Completion:
+        """The run so far as a Completion."""
+        state = self._state
+        return Completion(
+            prompt_ids=self.prompt_ids,
+            ids=state.ids[state.prompt_length :],
+            text=state.text,
+            finish_reason=state.finish_reason or FinishReason.ABORT,
+            stop_reason=state.stop_reason,
+            steps=self.steps,
+            usage=self.usage,
+        )
+
+    def record(self) -> Record:
+        """Everything about this run as a document that can be saved, replayed and checked."""
+        from byhand.record import Record
+
+        return Record.of(self, self._llm.identity)
+
+    def _token_id(self, token: int | str, param: str) -> int:
+        if isinstance(token, str):
+            return self._llm.tokenizer.one_token(token)
+        return self._llm.check_ids([token], param)[0]
+
+    def __len__(self) -> int:
+        return len(self._state.ids)
+
+    def __repr__(self) -> str:
+        state = self._state
+        ending = f", finish_reason={state.finish_reason.value!r}" if state.finish_reason else ""
+        return f"Run({len(state.ids)} ids, {state.computed} computed, text={state.text!r}{ending})"
+
+    def _repr_html_(self) -> str:
+        return html.run_html(self.prompt_tokens(), self.steps)
+
+    def prompt_tokens(self) -> list[Token]:
+        """The prompt as Tokens."""
+        return [self._llm.tokenizer.token(token) for token in self.prompt_ids]
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> list[int]:
+    """Refuse anything that is not an id of the model's vocabulary."""
+    for place, token in enumerate(ids):
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise PromptError(f"`{param}` holds {token!r} at place {place}; a token id is an integer", param=param)
+        if not 0 <= token < vocab_size:
+            raise PromptError(
+                f"`{param}` holds token id {token} at place {place}; this model's ids are 0 to {vocab_size - 1}",
+                param=param,
+            )
+    return list(ids)
