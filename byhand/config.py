@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -50,9 +49,8 @@ class ConfigFields:
     def number(self, name: str, default: Any = ..., *, low: float = 0.0, high: float = 1e12) -> float:
         """A finite number from `low` to `high`."""
         value = self.value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, f"a number from {low:g} to {high:g}")
-        if math.isnan(value) or not low <= value <= high:
+        # NaN fails every comparison, and so this one.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             self.refuse(name, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -79,22 +77,39 @@ class ConfigFields:
             self.refuse(name, "an object")
         return ConfigFields(value, f"{self.place}: {name}")
 
-    def layer_types(self, num_hidden_layers: int, default: list[str]) -> tuple[str, ...]:
-        """`layer_types`: for each layer, whether it attends to everything or through the sliding window."""
-        value = self.value("layer_types", default)
-        known = {"full_attention", "sliding_attention"}
-        named = isinstance(value, list) and all(isinstance(kind, str) and kind in known for kind in value)
-        if not named or len(value) != num_hidden_layers:
-            self.refuse("layer_types", f"a list of {num_hidden_layers} words, each one of {', '.join(sorted(known))}")
-        return tuple(value)
+    def windows(self, num_hidden_layers: int) -> tuple[int | None, ...]:
+        """Each layer's sliding window, or None where it sees everything, as Qwen's configs say it.
 
-    def head_dim(self, size: str = "hidden_size", heads: str = "num_attention_heads", *, even: bool = False) -> int:
-        """`head_dim`: as given, or `size` divided by `heads`, which then must leave no rest."""
-        total, count = self.integer(size), self.integer(heads, high=MAX_HEADS)
-        if not self.has("head_dim") and total % count:
-            self.refuse(size, f"a multiple of `{heads}` ({count})")
-        found = self.integer("head_dim", total // count, high=MAX_HEADS)
-        if even and found % 2:
+        `sliding_window` counts only with `use_sliding_window`, and then for the layers that `layer_types` names, or
+        where that is absent for those from `max_window_layers` on.
+        """
+        is_used = self.flag("use_sliding_window", False) and (
+            "sliding_window" not in self.fields or self.has("sliding_window")
+        )
+        window = self.integer("sliding_window", 4096, high=MAX_POSITIONS) if is_used else None
+        first = self.integer("max_window_layers", 28, low=0) if is_used else num_hidden_layers
+        default = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_hidden_layers)]
+        kinds = self.value("layer_types", default)
+        known = {"full_attention", "sliding_attention"} if is_used else {"full_attention"}
+        is_list = isinstance(kinds, list) and all(isinstance(kind, str) and kind in known for kind in kinds)
+        if not is_list or len(kinds) != num_hidden_layers:
+            self.refuse("layer_types", f"a list of {num_hidden_layers} words, each {' or '.join(sorted(known))}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+    def share(self, total: str, heads: str) -> int:
+        """`total` divided by `heads`, which must leave no rest."""
+        size, count = self.integer(total), self.integer(heads, high=MAX_HEADS)
+        if size % count:
+            self.refuse(total, f"a multiple of `{heads}` ({count})")
+        return size // count
+
+    def rotary_head_dim(self, default: int | None = None) -> int:
+        """`head_dim` as given; where absent the default, or else an even share of `hidden_size`."""
+        if self.has("head_dim"):
+            found = self.integer("head_dim", high=MAX_HEADS)
+        else:
+            found = default or self.share("hidden_size", "num_attention_heads")
+        if found % 2:
             raise BadConfig(f"{self.place}: `head_dim` is {found}; rotary positions need an even one")
         return found
 

@@ -33,11 +33,13 @@ CONFIGS: dict[tuple[str, str], dict[str, Any]] = {
 
 def _randomize(model: PreTrainedModel, std: float) -> None:
     # The usual std of 0.02 gives nearly equal logits; wide weights give sequences that wander.
-    # A narrower embedding keeps tied heads from answering every token with itself.
+    # Narrow embeddings keep tied heads from answering every token with itself, and narrow biases from drowning the text.
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape) * (std / 3 if "embed_tokens" in name or "wte" in name else std)
-        is_gain = parameter.dim() == 1 and name.endswith("weight")
-        parameter.data = noise + 1 if is_gain else noise
+        noise = torch.randn(parameter.shape) * std
+        if parameter.dim() == 1:
+            parameter.data = noise + 1 if name.endswith("weight") else noise / 5
+        else:
+            parameter.data = noise / 3 if "embed_tokens" in name or "wte" in name else noise
 
 
 def make_checkpoint(

@@ -91,7 +91,7 @@ class Config:
             num_hidden_layers=fields.integer("num_hidden_layers", high=MAX_LAYERS),
             num_attention_heads=heads,
             num_key_value_heads=fields.key_value_heads(heads),
-            head_dim=fields.head_dim(even=True),
+            head_dim=fields.rotary_head_dim(),
             max_position_embeddings=fields.integer("max_position_embeddings", high=MAX_POSITIONS),
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
             hidden_act=fields.choice("hidden_act", "silu", ACTIVATIONS),
