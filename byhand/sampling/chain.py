@@ -1,0 +1,195 @@
+"""The chain from logits to a token: which stages run, in which order, and the choice with all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import exp, inf
+
+import numpy as np
+import torch
+
+from byhand.errors import BadRequest
+from byhand.sampling import stages
+from byhand.sampling.dice import draw, throw
+from byhand.sampling.fields import plain
+from byhand.sampling.look import Row, Scored, measure, vector
+from byhand.sampling.order import Logits, survivors
+from byhand.sampling.params import SamplingParams, StageFunction, fields_table, stage_name
+from byhand.sampling.stages import History
+from byhand.types import ChainStage, Draw
+
+# Every name is a field of SamplingParams and a function of stages.py. A user's own functions run between the two.
+PROCESSORS = (
+    "logit_bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "no_repeat_ngram_size",
+    "min_tokens",
+    "allowed_ids",
+    "banned_ids",
+)
+WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # not run when greedy
+
+TOP = 10
+OFF = {info.name: info.off for info in fields_table()}
+
+Stage = Callable[[History, Logits, SamplingParams], Logits]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One row of the chain: the logits as a stage left them. The first is "raw"."""
+
+    name: str
+    setting: str
+    logits: Logits
+    kept: int
+
+
+def _setting(value: object) -> str:
+    """A stage's value as a table shows it: long lists are counted."""
+    if isinstance(value, dict):
+        return (
+            ", ".join(f"{token}: {bias:+g}" for token, bias in value.items())
+            if len(value) <= 4
+            else f"{len(value)} tokens"
+        )
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) if len(value) <= 8 else f"{len(value)} tokens"
+    return plain(value)
+
+
+def _own_stage(function: StageFunction, history: History, logits: Logits, params: SamplingParams) -> Logits:
+    """Run a user's function on copies, and check what comes back."""
+    name = stage_name(function)
+    try:
+        result = function(tuple(history.ids), torch.from_numpy(logits.copy()))
+    except Exception as error:
+        raise BadRequest(f"the stage `{name}` failed: {type(error).__name__}: {error}", param="stages") from error
+    if not isinstance(result, torch.Tensor):
+        raise BadRequest(
+            f"the stage `{name}` returned {type(result).__name__}; it must return a tensor", param="stages"
+        )
+    if result.shape != (len(logits),):
+        message = f"the stage `{name}` returned shape {tuple(result.shape)}; it must be ({len(logits)},)"
+        raise BadRequest(message, param="stages")
+    values = vector(result)
+    if not values.max() < inf:
+        raise BadRequest(f"the stage `{name}` returned NaN or +inf; only -inf may stand for removed", param="stages")
+    return values
+
+
+def _active(params: SamplingParams) -> list[tuple[str, str, Stage]]:
+    """Name, setting and function of every stage that is not off, in order."""
+
+    def field_stages(names: Sequence[str]) -> list[tuple[str, str, Stage]]:
+        values = ((name, getattr(params, name)) for name in names)
+        return [(name, _setting(value), getattr(stages, name)) for name, value in values if value != OFF[name]]
+
+    own = [(stage_name(function), "", partial(_own_stage, function)) for function in params.stages]
+    return [*field_stages(PROCESSORS), *own, *field_stages(() if params.is_greedy else WARPERS)]
+
+
+def run_chain(logits: Logits, history: History, params: SamplingParams) -> list[Link]:
+    """Raw logits, then the logits after each stage that had something to do. At least one token is always left."""
+    params.check_vocabulary(len(logits))
+    links = [Link("raw", "", logits, len(logits))]
+    for name, setting, stage in _active(params):
+        after = stage(history, links[-1].logits, params)
+        if after is links[-1].logits:
+            continue
+        kept = int(np.count_nonzero(after > -inf))
+        if not kept:
+            param = name if name in OFF else "stages"
+            raise BadRequest(
+                f"`{name}` ({setting or 'a function of yours'}) leaves no token that may come next", param=param
+            )
+        links.append(Link(name, setting, after, kept))
+    return links
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token chosen, by id, and what the numbers around it were.
+
+    `logprob`, `rank`, `entropy`, `margin` and `tail_mass` are raw, as in Step; `prob` and `removed_by` are what the
+    chain made of the chosen token. `top` are the best by raw logit; `chain` runs parallel to it.
+    """
+
+    id: int
+    logprob: float
+    rank: int
+    prob: float
+    removed_by: str | None
+    entropy: float
+    margin: float
+    tail_mass: float
+    top: tuple[Scored, ...]
+    chain: tuple[ChainStage, ...]
+    draw: Draw | None
+    forced: bool
+
+
+def _candidates(links: Sequence[Link], row: Row, ids: Sequence[int], ranks: Sequence[int], norm: float) -> list[Scored]:
+    """The raw numbers of each id, its probability after the chain, and the first stage that left it at -inf."""
+    table = np.array([link.logits[ids] for link in links], dtype=np.float64).T.tolist()  # (len(ids), links)
+    candidates = []
+    for token, rank, line in zip(ids, ranks, table, strict=True):
+        removed_by = next((link.name for link, logit in zip(links, line, strict=True) if logit == -inf), None)
+        candidates.append(Scored(token, row.logprob(token), rank, exp(line[-1] - norm), removed_by))
+    return candidates
+
+
+def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw | None, float]:
+    """The token, its draw, and the log normalizer after the chain. Without `u` the best one, ties by the lower id."""
+    if u is None and len(links) == 1:
+        return int(row.top_ids[0]), None, row.log_normalizer
+    alive = survivors(links[-1].logits)
+    if u is None:
+        return int(alive.ids[alive.values.argmax()]), None, alive.log_normalizer
+    return *draw(alive, u), alive.log_normalizer
+
+
+def choose(
+    logits: torch.Tensor,
+    ids: Sequence[int],
+    prompt_length: int,
+    params: SamplingParams,
+    *,
+    eos_ids: frozenset[int],
+    position: int,
+    choice: int = 0,
+    seed: int = 0,
+    forced: int | None = None,
+    top: int = TOP,
+) -> Choice:
+    """Choose the token at `position` from raw logits (vocab,), and keep everything there is to know about it.
+
+    `ids` are prompt and continuation so far. `forced` names the token instead: the chain still shows what it would
+    have made of it, and no dice are thrown. Equal arguments give equal choices: nothing is remembered between calls.
+    """
+    values = vector(logits)
+    if forced is not None and not 0 <= forced < len(values):
+        raise BadRequest(f"token {forced} cannot be forced; this model's ids end at {len(values) - 1}", param="force")
+    row = measure(values, max(TOP, top, params.logprobs or 0))
+    links = run_chain(values, History(ids, prompt_length, eos_ids), params)
+    u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
+    token, share, log_normalizer = _decide(links, row, u)
+    token = token if forced is None else forced
+    top_ids = row.top_ids.tolist()
+    ranks = [*range(1, len(top_ids) + 1), row.rank(token)]
+    *best, chosen = _candidates(links, row, [*top_ids, token], ranks, log_normalizer)
+    chain = (ChainStage(link.name, link.setting, link.kept, tuple(link.logits[top_ids].tolist())) for link in links)
+    return Choice(
+        **chosen._asdict(),
+        entropy=row.entropy,
+        margin=row.margin,
+        tail_mass=row.tail_mass,
+        top=tuple(best),
+        chain=tuple(chain),
+        draw=share,
+        forced=forced is not None,
+    )

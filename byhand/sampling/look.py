@@ -1,0 +1,114 @@
+"""What a row of raw logits says, before any chain: the best k, log-probabilities, ranks, entropy, margin, tail mass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, inf, isfinite, log
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from byhand.errors import ByhandError
+from byhand.sampling.order import Ids, Logits, best, exp_moments
+
+
+class Scored(NamedTuple):
+    """A candidate by id. `logprob` (natural log) and `rank` (1 = best) are raw; `prob` is after the chain."""
+
+    id: int
+    logprob: float
+    rank: int
+    prob: float
+    removed_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of raw logits, measured over the whole vocabulary in float64.
+
+    `entropy` is in nats; `margin` is best minus second in nats, infinite where the vocabulary has one token;
+    `tail_mass` is the probability outside `top_ids`, summed there and not subtracted from 1.
+    """
+
+    logits: Logits
+    top_ids: Ids
+    log_normalizer: float
+    entropy: float
+    margin: float
+    tail_mass: float
+
+    def logprob(self, token: int) -> float:
+        """The natural logarithm of the token's softmax probability."""
+        return float(self.logits[token]) - self.log_normalizer
+
+    def rank(self, token: int) -> int:
+        """1 + the tokens with a larger logit + those with the same logit and a lower id."""
+        logit = self.logits[token]
+        return 1 + int((self.logits > logit).sum()) + int((self.logits[:token] == logit).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the model predicts after one position: the best k, and how the token that really comes next stands."""
+
+    top: tuple[Scored, ...]
+    entropy: float
+    margin: float
+    tail_mass: float
+    actual: Scored | None
+
+
+def vector(logits: torch.Tensor) -> Logits:
+    """A row of logits, (vocab,), as float32 on the CPU; the same memory where it lies there already."""
+    return logits.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def measure(logits: Logits, k: int) -> Row:
+    """Measure a row of finite logits; `k` tokens make the top."""
+    peak = float(logits.max())
+    if not (isfinite(peak) and isfinite(float(logits.min()))):
+        bad = int(np.count_nonzero(~np.isfinite(logits)))
+        raise ByhandError(
+            f"the model produced {bad} logits out of {len(logits)} that are not finite, so no token can be chosen",
+            hint="its weights may be damaged, or their dtype too narrow for it",
+        )
+    top = best(logits, max(k, 2))
+    others = logits.copy()
+    others[top[:k]] = np.finfo(np.float32).min  # so far down that its weight is 0
+    tail, tail_moment = exp_moments(others, peak)
+    share, moment = exp_moments(logits[top[:k]], peak)
+    total = share + tail
+    return Row(
+        logits=logits,
+        top_ids=top[:k],
+        log_normalizer=peak + log(total),
+        entropy=max(log(total) - (moment + tail_moment) / total, 0.0),
+        margin=float(logits[top[0]]) - float(logits[top[1]]) if len(top) > 1 else inf,
+        tail_mass=tail / total,
+    )
+
+
+def scored(row: Row, token: int, rank: int) -> Scored:
+    """A candidate without a chain: its prob is the model's own."""
+    logprob = row.logprob(token)
+    return Scored(token, logprob, rank, exp(logprob))
+
+
+def _look_at_row(logits: Logits, k: int, actual: int | None) -> Look:
+    row = measure(logits, k)
+    top = tuple(scored(row, token, rank) for rank, token in enumerate(row.top_ids.tolist(), 1))
+    follows = None if actual is None else scored(row, actual, row.rank(actual))
+    return Look(top, row.entropy, row.margin, row.tail_mass, follows)
+
+
+def look(logits: torch.Tensor, k: int = 10, actual_ids: Sequence[int | None] | None = None) -> list[Look]:
+    """Look at every row of (rows, vocab): the same numbers as `choose` gives, without a chain.
+
+    `actual_ids` names the token that really follows each row, None where none does. Rows are taken one by one: each
+    is a few passes over memory that stays in the processor's cache, and gives the same bits in any batch.
+    """
+    rows = logits.detach().to("cpu", torch.float32).numpy()
+    follows = [None] * len(rows) if actual_ids is None else actual_ids
+    return [_look_at_row(row, k, actual) for row, actual in zip(rows, follows, strict=True)]
