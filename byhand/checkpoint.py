@@ -15,6 +15,8 @@ from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, Ch
 EMBEDDED = "byhand-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+PICKLE_NOTE = "pytorch_model.bin is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
+
 # Two trainings of one architecture differ in no header and no size, so a few samples of the numbers are read too.
 SAMPLES = 16
 SAMPLE_BYTES = 4096
@@ -91,19 +93,16 @@ def _read_index(index: Path) -> tuple[Path, ...]:
     return tuple(shards)
 
 
-def _find_weights(folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def _choose_weights(folder: Path, weight_file: Path | None) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """The weight files of a folder, safetensors before pickles, and what to tell people about them."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    if weight_file is not None:
+        return (weight_file,), ()
+    for stem, notes in (("model.safetensors", ()), ("pytorch_model.bin", (PICKLE_NOTE,))):
         single, index = folder / stem, folder / f"{stem}.index.json"
-        if not single.is_file() and not index.is_file():
-            continue
-        found = (single,) if single.is_file() else _read_index(index)
-        if stem.endswith(".bin"):
-            note = (
-                f"{found[0].name} is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
-            )
-            return found, (note,)
-        return found, ()
+        if single.is_file():
+            return (single,), notes
+        if index.is_file():
+            return _read_index(index), notes
     raise CheckpointNotFound(
         f"{folder} is not a checkpoint: it has a config.json but neither model.safetensors nor pytorch_model.bin"
     )
@@ -121,13 +120,13 @@ def _digest(folder: Path, weight_files: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def open_folder(folder: Path, name: str, weight_file: Path | None = None) -> Checkpoint:
+def open_folder(folder: Path, name: str, weight_file: Path | None = None, *, weights: bool = True) -> Checkpoint:
     """Open a folder that lies on this machine; `weight_file` picks one file of it."""
     if not (folder / "config.json").is_file():
         raise CheckpointNotFound(f"{folder} is not a checkpoint: it has no config.json")
     config = read_json_object(folder / "config.json")
     generation = folder / "generation_config.json"
-    weight_files, notes = ((weight_file,), ()) if weight_file else _find_weights(folder)
+    weight_files, notes = _choose_weights(folder, weight_file) if weights else ((), ())
     return Checkpoint(
         folder=folder,
         config=config,
@@ -138,30 +137,36 @@ def open_folder(folder: Path, name: str, weight_file: Path | None = None) -> Che
     )
 
 
-def _open_local(path: Path) -> Checkpoint:
+def _open_local(path: Path, weights: bool) -> Checkpoint:
     if path.is_dir():
-        return open_folder(path, path.resolve().name)
+        return open_folder(path, path.resolve().name, weights=weights)
     if path.suffix != ".safetensors":
         raise CheckpointNotFound(f"{path} is not a checkpoint: give a folder, a .safetensors file or a hub id")
-    return open_folder(path.parent, path.stem if path.stem != "model" else path.resolve().parent.name, path)
+    name = path.resolve().parent.name if path.stem == "model" else path.stem
+    return open_folder(path.parent, name, path, weights=weights)
 
 
-def _open_hub(repo_id: str, revision: str | None) -> Checkpoint:
+def _open_hub(repo_id: str, revision: str | None, weights: bool) -> Checkpoint:
     from byhand.hub import fetch
 
-    return open_folder(fetch(repo_id, revision), repo_id)
+    return open_folder(fetch(repo_id, revision, weights=weights), repo_id, weights=weights)
 
 
-def open_checkpoint(source: str | Path | None = None, revision: str | None = None) -> Checkpoint:
-    """Open the embedded model (None), a folder, one .safetensors file beside its config.json, or a hub id."""
+def open_checkpoint(
+    source: str | Path | None = None, revision: str | None = None, *, weights: bool = True
+) -> Checkpoint:
+    """Open the embedded model (None), a folder, one .safetensors file beside its config.json, or a hub id.
+
+    `weights=False` opens only what describes the model: weights need not be there, and none are fetched.
+    """
     if source is None:
-        return open_folder(Path(str(files("byhand"))) / "assets" / "tiny", EMBEDDED)
+        return open_folder(Path(str(files("byhand"))) / "assets" / "tiny", EMBEDDED, weights=weights)
     path = Path(source).expanduser()
     is_here = path.exists()
     if is_here and revision is not None:
         raise BadRequest(f"revision is {revision!r}, but {source} is on this machine", param="revision")
     if is_here:
-        return _open_local(path)
+        return _open_local(path, weights)
     if isinstance(source, Path) or not HUB_ID.fullmatch(source) or source.endswith(".safetensors"):
         raise CheckpointNotFound(f"{source} does not exist: no such folder or file")
-    return _open_hub(source, revision)
+    return _open_hub(source, revision, weights)

@@ -24,6 +24,7 @@ class Model(Protocol):
     vocab_size: int
     context_length: int  # positions 0 to context_length - 1 can be read
     layer_specs: tuple[LayerSpec, ...]
+    dtype: str  # the format of the weights, as Weight names it
     device: torch.device
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:

@@ -158,6 +158,7 @@ class Model:
             (config.vocab_size, config.n_embd),
             tie=config.tie_word_embeddings,
         )
+        self.dtype = embedding.format
         self.wte = Embedding(kernels, embedding)
         self.wpe = Embedding(kernels, body.matrix("wpe.weight", config.n_positions, config.n_embd))
         self.h = [Block(config, layer, body.at("h").at(layer), kernels) for layer in range(config.n_layer)]

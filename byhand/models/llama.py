@@ -187,6 +187,7 @@ class Model:
             (config.vocab_size, config.hidden_size),
             tie=config.tie_word_embeddings,
         )
+        self.dtype = embedding.format
         self.embed_tokens = Embedding(kernels, embedding)
         self.rotary = Rotary(config.rope, config.head_dim, weights.device)
         self.layers = [

@@ -164,6 +164,7 @@ class Model:
         )
         positions = config.max_position_embeddings + POSITION_OFFSET
         projects = width != hidden
+        self.dtype = embedding.format
         self.embed_tokens = Embedding(kernels, embedding)
         self.embed_positions = Embedding(kernels, decoder.matrix("embed_positions.weight", positions, hidden))
         self.project_in = Linear(kernels, decoder.at("project_in"), width, hidden, bias=False) if projects else None
