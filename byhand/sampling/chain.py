@@ -34,6 +34,7 @@ PROCESSORS = (
 WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # not run when greedy
 
 TOP = 10
+SHOWN = 6
 OFF = {info.name: info.off for info in fields_table()}
 
 Stage = Callable[[History, Logits, SamplingParams], Logits]
@@ -52,13 +53,9 @@ class Link:
 def _setting(value: object) -> str:
     """A stage's value as a table shows it: long lists are counted."""
     if isinstance(value, dict):
-        return (
-            ", ".join(f"{token}: {bias:+g}" for token, bias in value.items())
-            if len(value) <= 4
-            else f"{len(value)} tokens"
-        )
+        value = tuple(f"{token}: {bias:+g}" for token, bias in value.items())
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) if len(value) <= 8 else f"{len(value)} tokens"
+        return ", ".join(map(str, value)) if len(value) <= SHOWN else f"{len(value)} tokens"
     return plain(value)
 
 
@@ -69,17 +66,20 @@ def _own_stage(function: StageFunction, history: History, logits: Logits, params
         result = function(tuple(history.ids), torch.from_numpy(logits.copy()))
     except Exception as error:
         raise BadRequest(f"the stage `{name}` failed: {type(error).__name__}: {error}", param="stages") from error
-    if not isinstance(result, torch.Tensor):
-        raise BadRequest(
-            f"the stage `{name}` returned {type(result).__name__}; it must return a tensor", param="stages"
-        )
-    if result.shape != (len(logits),):
-        message = f"the stage `{name}` returned shape {tuple(result.shape)}; it must be ({len(logits)},)"
+    if not isinstance(result, torch.Tensor) or result.shape != (len(logits),):
+        got = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        message = f"the stage `{name}` returned {got}; it must return a tensor of shape ({len(logits)},)"
         raise BadRequest(message, param="stages")
-    values = vector(result)
-    if not values.max() < inf:
-        raise BadRequest(f"the stage `{name}` returned NaN or +inf; only -inf may stand for removed", param="stages")
-    return values
+    return vector(result)
+
+
+def _check(name: str, setting: str, logits: Logits) -> None:
+    """Refuse logits that nothing can be chosen from."""
+    peak = logits.max()
+    if peak > -inf and peak < inf:
+        return
+    what = "leaves no token that may come next" if peak == -inf else "gives NaN or +inf; only -inf may mean removed"
+    raise BadRequest(f"`{name}` ({setting or 'a stage of yours'}) {what}", param=name if name in OFF else "stages")
 
 
 def _active(params: SamplingParams) -> list[tuple[str, str, Stage]]:
@@ -101,13 +101,8 @@ def run_chain(logits: Logits, history: History, params: SamplingParams) -> list[
         after = stage(history, links[-1].logits, params)
         if after is links[-1].logits:
             continue
-        kept = int(np.count_nonzero(after > -inf))
-        if not kept:
-            param = name if name in OFF else "stages"
-            raise BadRequest(
-                f"`{name}` ({setting or 'a function of yours'}) leaves no token that may come next", param=param
-            )
-        links.append(Link(name, setting, after, kept))
+        _check(name, setting, after)
+        links.append(Link(name, setting, after, int(np.count_nonzero(after > -inf))))
     return links
 
 

@@ -45,7 +45,7 @@ def exp_moments(values: Logits, peak: float) -> tuple[float, float]:
     """The sums over the values of w = exp(value - peak) and of w * (value - peak), in float64."""
     total = moment = 0.0
     for start in range(0, len(values), CHUNK):
-        distances = values[start : start + CHUNK] - np.float64(peak)
+        distances = np.subtract(values[start : start + CHUNK], peak, dtype=np.float64)
         weights = np.exp(distances)
         total += float(weights.sum())
         weights *= distances
@@ -76,7 +76,8 @@ class Survivors:
 
     def probs(self, order: Ids) -> Masses:
         """The probabilities of these entries, 1 being all survivors together."""
-        return np.exp(self.values[order] - np.float64(self.peak)) / self.total
+        distances = np.subtract(self.values[order], self.peak, dtype=np.float64)
+        return np.exp(distances) / self.total
 
     def reach(self, keys: NDArray[Any], target: float, *, beyond: bool = False) -> tuple[Ids, Masses]:
         """Entries by falling key until their probabilities sum to at least `target`; and the sum up to each.

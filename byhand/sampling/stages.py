@@ -151,6 +151,6 @@ def typical_p(history: History, logits: Logits, params: SamplingParams) -> Logit
     alive = survivors(logits)
     _, moment = exp_moments(alive.values, alive.peak)
     entropy = log(alive.total) - moment / alive.total
-    nearness = -np.abs(np.float64(alive.log_normalizer - entropy) - alive.values)
+    nearness = -np.abs(np.subtract(alive.log_normalizer - entropy, alive.values, dtype=np.float64))
     reached, _ = alive.reach(nearness, params.typical_p)
     return _only(logits, alive.ids[nearness >= nearness[reached[-1]]])
