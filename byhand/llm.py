@@ -23,7 +23,7 @@ from byhand.models import build
 from byhand.record import ModelIdentity
 from byhand.run import Run, check_token_ids
 from byhand.sampling.dice import fresh_seed
-from byhand.sampling.choose import look
+from byhand.sampling.look import Look, look
 from byhand.sampling.params import SamplingParams
 from byhand.text import ChatTemplate, Tokenizer
 from byhand.types import Completion, Position, Reading, Score, Step, Token
@@ -70,7 +70,7 @@ class LLM:
         else:
             pages = -(-_positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
         cache = KVCache(specs, pages, device=self.model.device)
-        root = f"{self.checkpoint.digest}/{self.model.dtype}/{cache.dtype}".encode()
+        root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
 
     # What was opened.
@@ -78,13 +78,15 @@ class LLM:
     @property
     def name(self) -> str:
         """The name it was opened by."""
-        return self.checkpoint.name
+        return self.checkpoint.identity.name
 
     @property
     def identity(self) -> ModelIdentity:
         """Name, type, digest and dtype: what a record remembers of its model."""
         checkpoint = self.checkpoint
-        return ModelIdentity(checkpoint.name, checkpoint.model_type, checkpoint.digest, self.model.dtype)
+        return ModelIdentity(
+            checkpoint.identity.name, checkpoint.model_type, checkpoint.identity.digest, self.model.dtype
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -179,7 +181,7 @@ class LLM:
             actual = None if row.actual is None else self.engine.candidate(*row.actual)
             yield Position(position, tokens[position], best[0], best[:top], actual, row.entropy, pieces)
 
-    def _look_through(self, ids: list[int], top: int) -> Iterator[tuple[int, Any]]:
+    def _look_through(self, ids: list[int], top: int) -> Iterator[tuple[int, Look]]:
         for start, logits in self._all_logits(ids):
             following: list[int | None] = [*ids[start + 1 : start + 1 + len(logits)]]
             following += [None] * (len(logits) - len(following))
@@ -196,11 +198,11 @@ class LLM:
     def score(self, prompt: Prompt) -> Score:
         """Log-probability of every token given those before it, and the perplexity."""
         ids = self.encode(prompt)
-        rows = [row.actual for _, row in self._look_through(ids, 1)][:-1]
+        rows = [row.actual for _, row in self._look_through(ids, 1) if row.actual is not None]
         return Score(
             tokens=[self.tokenizer.token(token) for token in ids],
-            logprobs=[None, *(row[1] for row in rows)],
-            ranks=[None, *(row[2] for row in rows)],
+            logprobs=[None, *(row.logprob for row in rows)],
+            ranks=[None, *(row.rank for row in rows)],
         )
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:

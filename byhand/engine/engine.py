@@ -20,7 +20,7 @@ from byhand.engine.state import RunState, TextState, Work
 from byhand.errors import OutOfPages, RunFinished
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
-from byhand.sampling.choose import Choice, choose
+from byhand.sampling.chain import Choice, choose
 from byhand.sampling.params import SamplingParams
 from byhand.text import Tokenizer
 from byhand.types import Candidate, FinishReason, Step

@@ -12,7 +12,7 @@ from typing import Any
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState, TextState, Work
 from byhand.errors import BadRequest, ByhandError, PromptError
-from byhand.sampling.choose import Choice
+from byhand.sampling.chain import Choice
 from byhand.types import FinishReason, Step
 
 

@@ -1,0 +1,73 @@
+"""What many tests share: a tiny random model with a tokenizer of its own, on disk and opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from byhand import LLM
+from tests.checkpoints import CONFIGS, make_checkpoint
+
+torch.set_num_threads(1)
+
+TEXT = "the quick brown fox jumps over a lazy dog, and then the dog sleeps. one two three: red, green, blue. " * 8
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 384) -> None:
+    """Train a byte-level BPE of this size with <s>, </s> and chat markers, and write it beside a checkpoint."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+    """A random Llama of 384 ids and 256 positions with its tokenizer: greedy runs wander and rarely end."""
+    config = {
+        **CONFIGS["llama", "tiny"],
+        "vocab_size": 384,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **changes,
+    }
+    make_checkpoint(folder, config, seed=seed)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def llm(tiny_folder: Path) -> LLM:
+    """A fresh engine on the tiny model."""
+    return LLM(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LLM:
+    """The model that ships."""
+    return LLM()

@@ -1,0 +1,195 @@
+"""The house keeps its shape: who imports whom, how large a room may be, what is public, how soon help comes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import byhand
+
+PACKAGE = Path(byhand.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each room, and the rooms it may import. A room may always import itself.
+BASE = {"types", "errors", "html"}
+DATA = BASE | {"pages", "config", "checkpoint"}
+ROOMS: dict[str, set[str]] = {
+    "html": {"types"},
+    "types": {"html"},
+    "errors": set(),
+    "config": BASE,
+    "pages": BASE,
+    "hub": BASE,
+    "checkpoint": BASE | {"config", "hub"},
+    "kv_cache": BASE | {"pages"},
+    "weights": DATA,
+    "convert": DATA | {"weights", "models", "kernels"},
+    "rope": DATA,
+    "text": DATA,
+    "kernels": DATA | {"kv_cache", "weights"},
+    "layers": DATA | {"kv_cache", "weights", "kernels"},
+    "models": DATA | {"kv_cache", "weights", "kernels", "layers", "rope"},
+    "sampling": BASE,
+    "engine": DATA | {"kv_cache", "models", "sampling", "text"},
+    "jsonable": BASE,
+    "run": DATA | {"engine", "sampling", "text", "record", "llm"},
+    "record": DATA | {"jsonable", "sampling", "run", "llm"},
+    "llm": DATA | {"engine", "kernels", "kv_cache", "models", "record", "run", "sampling", "text"},
+    "naive": {"llm"},
+    "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
+    "cli": {*BASE, "checkpoint", "convert", "hub", "jsonable", "llm", "models", "record", "run", "sampling", "text"}
+    | {"verify", "weights", "config"},
+    "__init__": BASE | {"sampling", "llm", "run", "record"},
+    "__main__": {"cli"},
+}
+TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
+# Rooms whose files hold one page about one thing, and the line budget of the whole package.
+LINE_BUDGET = 9000
+
+
+def room_of(path: Path) -> str:
+    """The room a file belongs to: its folder in the package, or its own name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path) -> set[tuple[str, bool]]:
+    """Modules imported anywhere in a file, and whether the import happens when the file is first run."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_type_checking(node)
+        for inner in ast.walk(node)
+    }
+    found: set[tuple[str, bool]] = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {(name, id(node) not in lazy) for name in names}
+    return found
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """An `if TYPE_CHECKING:` block."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def inner_rooms(path: Path) -> set[str]:
+    """The rooms of byhand that a file imports."""
+    names = {name.split(".") for name in ()} or [name.split(".") for name, _ in imports_of(path)]
+    return {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "byhand"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers_point_down(path: Path) -> None:
+    room = room_of(path)
+    assert room in ROOMS, f"{room} is a new room: say in this test what it may import"
+    from_package = {"LLM", "SamplingParams", "Run", "Record", "__version__", "__all__"}
+    used = {name for name in inner_rooms(path) - {room} if name not in from_package}
+    assert used <= ROOMS[room], f"{room} must not import {sorted(used - ROOMS[room])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_who_may_import_torch_and_transformers(path: Path) -> None:
+    room = room_of(path)
+    at_once = {name.split(".")[0] for name, now in imports_of(path) if now}
+    anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
+    if room in TORCH_FREE or path.name in ("scheduler.py", "params.py", "fields.py"):
+        assert "torch" not in at_once
+    if room in ("types", "errors", "html", "pages"):
+        assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
+    if room != "verify":
+        assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"
+
+
+def test_models_do_not_know_each_other() -> None:
+    files = [path for path in FILES if room_of(path) == "models" and path.name != "__init__.py"]
+    assert len(files) >= 5
+    for path in files:
+        models = {name.split(".")[2] for name, _ in imports_of(path) if name.startswith("byhand.models.")}
+        assert not models, f"{path.name} imports {models}"
+
+
+def functions() -> list[tuple[str, int]]:
+    """Every function of the package and its lines."""
+    return [
+        (f"{path.relative_to(PACKAGE)}:{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def test_no_room_is_a_hall() -> None:
+    lines = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").count("\n") for path in FILES}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+    assert sum(lines.values()) <= LINE_BUDGET, "the package outgrew its budget: docs/architecture.md says why it may"
+
+
+def test_functions_are_small() -> None:
+    sizes = functions()
+    assert {name: size for name, size in sizes if size > 60} == {}
+    assert statistics.median(size for _, size in sizes) <= 10
+
+
+def test_public_names_have_docstrings() -> None:
+    bare = [
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path in FILES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if not ast.get_docstring(node)
+    ]
+    assert bare == []
+
+
+def test_exports() -> None:
+    assert sorted(byhand.__all__) == list(byhand.__all__)
+    for name in byhand.__all__:
+        assert getattr(byhand, name).__name__ == name
+    assert byhand.__all__[0] == "LLM"
+    with pytest.raises(AttributeError, match="no attribute 'Llama'"):
+        byhand.Llama  # noqa: B018
+
+
+def modules_after(statement: str) -> set[str]:
+    """Modules loaded in a fresh interpreter after a statement."""
+    code = f"import sys, json; {statement}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("statement", ["import byhand", "import byhand.cli.main", "from byhand import SamplingParams"])
+def test_importing_is_free(statement: str) -> None:
+    loaded = {name.split(".")[0] for name in modules_after(statement)}
+    assert not loaded & {"torch", "transformers", "tokenizers", "rich", "numba", "numpy", "safetensors", "jinja2"}
+
+
+def test_opening_a_model_loads_no_transformers() -> None:
+    loaded = modules_after("import byhand; byhand.LLM().start('A').step()")
+    assert "torch" in loaded
+    assert "transformers" not in loaded
+
+
+def test_the_repository_speaks_of_the_project_alone() -> None:
+    root = PACKAGE.parent
+    tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=False).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    for name in tracked:
+        path = root / name
+        if path.suffix in {".py", ".md", ".sh", ".toml", ".ipynb", ""} and path.is_file() and path.stat().st_size < 2**20:
+            text = path.read_text(encoding="utf-8")
+            here = "/" + "work/"
+            assert here not in text, f"{name} holds a path of one machine"
