@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": BASE | {"config", "hub"},
     "kv_cache": BASE | {"pages"},
     "weights": DATA,
-    "convert": DATA | {"weights", "models", "kernels"},
+    "convert": DATA | {"hub", "weights", "models", "kernels"},
     "rope": DATA,
     "text": DATA,
     "kernels": DATA | {"kv_cache", "weights"},
@@ -50,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
 }
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
-LINE_BUDGET = 9000
+LINE_BUDGET = 11_500
 
 
 def room_of(path: Path) -> str:
@@ -155,7 +155,7 @@ def test_public_names_have_docstrings() -> None:
 
 
 def test_exports() -> None:
-    assert sorted(byhand.__all__) == list(byhand.__all__)
+    assert sorted(byhand.__all__, key=lambda name: (not name.isupper(), name)) == list(byhand.__all__)
     for name in byhand.__all__:
         assert getattr(byhand, name).__name__ == name
     assert byhand.__all__[0] == "LLM"
