@@ -77,16 +77,16 @@ def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> di
     return value
 
 
-def _read_index(index: Path) -> tuple[Path, ...]:
+def _read_index(index: Path, suffix: str) -> tuple[Path, ...]:
     """The shards that an index names; all must lie beside it."""
     weight_map = read_json_object(index, BadWeights).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadWeights(f"{index}: `weight_map` must be an object that gives a file for every tensor")
     shards = []
     for name in sorted({str(file) for file in weight_map.values()}):
-        # A name with a folder in it could point anywhere on the disk.
-        if Path(name).name != name:
-            raise BadWeights(f"{index} names the shard {name!r}; it must be a file in the same folder")
+        # A name with a folder in it could point anywhere on the disk, and another suffix to a file of another kind.
+        if Path(name).name != name or Path(name).suffix != suffix:
+            raise BadWeights(f"{index} names the shard {name!r}; it must be a {suffix} file in the same folder")
         if not (index.parent / name).is_file():
             raise BadWeights(f"{index} names the shard {name}, which is not there")
         shards.append(index.parent / name)
@@ -102,7 +102,7 @@ def _choose_weights(folder: Path, weight_file: Path | None) -> tuple[tuple[Path,
         if single.is_file():
             return (single,), notes
         if index.is_file():
-            return _read_index(index), notes
+            return _read_index(index, single.suffix), notes
     raise CheckpointNotFound(
         f"{folder} is not a checkpoint: it has a config.json but neither model.safetensors nor pytorch_model.bin"
     )

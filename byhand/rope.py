@@ -7,6 +7,7 @@ dynamic (NTK), llama3 (Llama 3.1) and yarn (arXiv:2309.00071), each with the ari
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,9 @@ class RopeParameters:
         # An empty object says nothing, and where a file has both, the older name is the one that transformers obeys.
         found = [section for name in ("rope_scaling", "rope_parameters") if (section := config.section(name))]
         section = next((section for section in found if section.fields), ConfigFields({}))
+        for name, value in section.fields.items():
+            if isinstance(value, Mapping):
+                section.refuse(name, "no object: one set of numbers must serve all layers")
         top_level = config.number("rope_theta", rope_theta, low=2.0)
         theta = section.number("rope_theta", top_level, low=2.0)
         for fields in (config, section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -56,8 +57,13 @@ class StoredTensor:
     read: Callable[[], torch.Tensor]
 
 
+def _plain(text: str) -> str:
+    # Names and messages come from files; a line break or a terminal's escape code in them stays harmless text.
+    return repr(text)[1:-1][:200]
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return _plain((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _map_safetensors(file: Path) -> Iterator[tuple[str, StoredTensor]]:
@@ -72,7 +78,7 @@ def _map_safetensors(file: Path) -> Iterator[tuple[str, StoredTensor]]:
             try:
                 tensor: torch.Tensor = mapped.get_tensor(name)
             except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-                raise BadWeights(f"{file}: the tensor `{name}` cannot be read: {_first_line(error)}") from error
+                raise BadWeights(f"{file}: the tensor `{_plain(name)}` cannot be read: {_first_line(error)}") from error
             return tensor
 
         return read
@@ -81,11 +87,29 @@ def _map_safetensors(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         yield name, StoredTensor(file, reader(name))
 
 
+# What torch.load has been seen to raise on damaged or hostile files, and the kinds they belong to.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 def _unpickle(file: Path) -> Any:
     # Files from before 2020 are no zip archives and cannot be mapped; the restricted unpickler reads both kinds.
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise BadWeights(
             f"{file} is refused by torch's restricted unpickler: {_first_line(error)}",
             hint="only a plain dictionary of tensors is read; use a checkpoint in safetensors",
@@ -98,7 +122,9 @@ def _map_pytorch(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         raise BadWeights(f"{file} holds a {type(tensors).__name__}, not a dictionary of tensors")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise BadWeights(f"{file}: the entry {name!r} is a {type(tensor).__name__}, not a tensor with a name")
+            raise BadWeights(
+                f"{file}: the entry {repr(name)[:200]} is a {type(tensor).__name__}, not a tensor with a name"
+            )
         # Saved parameters ask for gradients; no one here computes any.
         yield name, StoredTensor(file, tensor.detach)
 
@@ -110,7 +136,9 @@ def map_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         mapping = _map_safetensors if file.suffix == ".safetensors" else _map_pytorch
         for name, stored in mapping(file):
             if name in found:
-                raise BadWeights(f"the tensor `{name}` lies in two files: {found[name].file.name} and {file.name}")
+                raise BadWeights(
+                    f"the tensor `{_plain(name)}` lies in two files: {found[name].file.name} and {file.name}"
+                )
             found[name] = stored
     return found
 
@@ -121,6 +149,7 @@ class _Book:
 
     stored: dict[str, StoredTensor]
     used: set[str]
+    copies: set[str]
     place: str
     dtype: torch.dtype | None
     device: torch.device
@@ -145,7 +174,7 @@ class Weights:
         """Read from tensors that are mapped already; `place` is where errors say they came from."""
         if dtype != "auto" and dtype not in DTYPES:
             raise BadRequest(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}", param="dtype")
-        return cls(_Book(stored, set(), place, DTYPES.get(dtype), torch.device(device)))
+        return cls(_Book(stored, set(), set(), place, DTYPES.get(dtype), torch.device(device)))
 
     @property
     def device(self) -> torch.device:
@@ -208,8 +237,14 @@ class Weights:
             return first, first
         second = self.matrix(head, *shape)
         if tie and torch.equal(first.tensors[0], second.tensors[0]):
+            self._book.copies.add(self.name(head))
             return first, first
         return first, second
+
+    def needed(self) -> dict[str, StoredTensor]:
+        """The tensors that were read, second copies of a tied matrix left out."""
+        names = self._book.used - self._book.copies
+        return {name: stored for name, stored in self._book.stored.items() if name in names}
 
     def finish(self, ignored: Iterable[str] = ()) -> None:
         """Refuse tensors that nobody read, except those whose whole name matches one of the patterns."""
@@ -219,4 +254,6 @@ class Weights:
         if unexpected:
             more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
             file = self._book.stored[unexpected[0]].file
-            raise BadWeights(f"{file} holds the tensor `{unexpected[0]}`{more}, which this architecture does not have")
+            raise BadWeights(
+                f"{file} holds the tensor `{_plain(unexpected[0])}`{more}, which this architecture does not have"
+            )
