@@ -124,7 +124,9 @@ def _check_bias(info: FieldInfo, key: object, value: object) -> tuple[int, float
     if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 20:
         key = int(key)
     if isinstance(key, bool) or not isinstance(key, Integral) or not 0 <= int(key) <= INTEGER_LIMIT:
-        message = f"`{info.name}` has the key {shown(key)}; a token id is an integer at least 0"
+        message = (
+            f"`{info.name}` has the key {shown(key)}; a token id is an integer at least 0 and at most {INTEGER_LIMIT}"
+        )
         raise BadRequest(message, param=info.name)
     try:
         return int(key), _check_number(info, value)
