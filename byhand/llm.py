@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
@@ -240,8 +240,8 @@ class LLM:
         """Run to the end: one Completion, or for a list of prompts or n > 1 a flat list, prompt by prompt."""
         params = params or SamplingParams()
         many = _is_many(prompts)
-        all_ids = [self.encode(prompt) for prompt in (prompts if many else [prompts])]  # type: ignore[list-item]
-        runs = [run for ids in all_ids for run in self._choices(ids, params)]
+        listed = cast(list[Prompt], prompts if many else [prompts])
+        runs = [run for ids in map(self.encode, listed) for run in self._choices(ids, params)]
         self._finish([run._state for run in runs])
         completions = [run.completion() for run in runs]
         return completions if many or params.n > 1 else completions[0]

@@ -216,7 +216,7 @@ class _Judge:
         )
         # What generate is not told it would take from here: the checkpoint's temperature, penalties and lengths.
         model.generation_config = self.transformers.GenerationConfig()
-        return model.eval()
+        return model
 
     def greedy(self, ids: list[int]) -> _Answer:
         """generate(do_sample=False)."""

@@ -1,0 +1,67 @@
+"""The lesson runs: every cell of the notebook, on the embedded model, with the answers it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+LESSONS = Path(__file__).parents[1] / "lessons"
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Any:
+    book = nbformat.read(LESSONS / "manual_inference.ipynb", as_version=4)
+    NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    return book
+
+
+def results(notebook: Any, source: str) -> list[Any]:
+    """The outputs of the cell that contains this source."""
+    [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and source in cell.source]
+    return list(cell.outputs)
+
+
+def text_of(notebook: Any, source: str) -> str:
+    """The last result of a cell as plain text."""
+    output = results(notebook, source)[-1]
+    return str(output.text if output.output_type == "stream" else output.data["text/plain"])
+
+
+def test_no_cell_fails_or_warns(notebook: Any) -> None:
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error", output
+            # The judge shows a progress bar of its own.
+            assert output.get("name") != "stderr" or "transformers" in cell.source, (cell.source, output.text)
+
+
+def test_five_steps_by_hand_are_generate(notebook: Any) -> None:
+    assert text_of(notebook, "completion.text, input_ids + completion.ids == ids").endswith("True)")
+    assert text_of(notebook, "output[0].tolist() == ids") == "True"
+
+
+def test_the_gibberish_is_the_reading(notebook: Any) -> None:
+    lines = text_of(notebook, "print(reading)").strip().split("\n")
+    assert len(lines) == len(eval(text_of(notebook, "input_ids = llm.encode(prompt)")))
+    assert "A list of' → " in text_of(notebook, "print(reading)")
+
+
+def test_the_two_phases(notebook: Any) -> None:
+    lines = text_of(notebook, "cache {before}").strip().split("\n")
+    assert "prefill: " in lines[0]
+    assert all("decode: 1 position(s)" in line for line in lines[1:])
+
+
+def test_it_runs_on_to_the_end_token(notebook: Any) -> None:
+    assert "'stop'" in text_of(notebook, "run.finish_reason, run.stop_reason")
+    assert "</s>" in text_of(notebook, "run.finish_reason, run.stop_reason")
+
+
+def test_reading_step_and_run_have_rich_views(notebook: Any) -> None:
+    for source in ("reading\n", "run.steps[-1]", "for step in run:\n    pass"):
+        cells = [cell for cell in notebook.cells if (cell.source + "\n").startswith(source)]
+        assert "text/html" in cells[0].outputs[-1].data, source
