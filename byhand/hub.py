@@ -40,9 +40,11 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.
 FAILURES = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError, HFValidationError))
 
 
-def _unreachable(repo_id: str, missing: str) -> HubError:
+def _unreachable(repo_id: str, missing: str, cause: BaseException | None) -> HubError:
     if constants.HF_HUB_OFFLINE:
         return HubError(f"{missing}, and HF_HUB_OFFLINE is set", hint=f"unset it once, to fetch {repo_id}")
+    if isinstance(cause, HfHubHTTPError):
+        return HubError(f"{missing}, and {constants.ENDPOINT} answers with status {cause.response.status_code}")
     return HubError(f"{missing}, and {constants.ENDPOINT} cannot be reached", hint="check the network and try again")
 
 
@@ -64,10 +66,10 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> HubError:
         case HFValidationError():
             return HubError(f"{repo_id!r} is not the id of a model: {str(error).splitlines()[0]}")
         case IncompleteSnapshotError():
-            return _unreachable(repo_id, f"the cached copy of {repo_id} is incomplete")
+            return _unreachable(repo_id, f"the cached copy of {repo_id} is incomplete", error.__cause__)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled():
             at = f" at revision {revision}" if revision else ""
-            return _unreachable(repo_id, f"{repo_id}{at} is not in the cache")
+            return _unreachable(repo_id, f"{repo_id}{at} is not in the cache", error.__cause__)
         case HfHubHTTPError():
             return HubError(f"{constants.ENDPOINT} refuses {repo_id} with status {error.response.status_code}")
         case _:
