@@ -165,7 +165,9 @@ class Weights:
     @classmethod
     def open(cls, checkpoint: Checkpoint, dtype: str = "auto", device: torch.device | str = "cpu") -> Weights:
         """Map the checkpoint's files. `dtype` "auto" keeps what is stored; another one converts, which copies."""
-        return cls.of(map_tensors(checkpoint), str(checkpoint.folder), dtype, device)
+        files = checkpoint.weight_files
+        place = files[0] if len(files) == 1 else checkpoint.folder
+        return cls.of(map_tensors(checkpoint), str(place), dtype, device)
 
     @classmethod
     def of(

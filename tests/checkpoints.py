@@ -32,14 +32,19 @@ CONFIGS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _randomize(model: PreTrainedModel, std: float) -> None:
-    # The usual std of 0.02 gives nearly equal logits; wide weights give sequences that wander.
-    # Narrow embeddings keep tied heads from answering every token with itself, and narrow biases from drowning the text.
+    # The usual std of 0.02 gives nearly equal logits; wide weights give sequences that wander. Narrow embeddings keep
+    # tied heads from answering every token with itself, and narrow biases from drowning the text. After a relu all
+    # numbers are positive: rows that sum to nothing keep their mean from drowning it too.
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape) * std
         if parameter.dim() == 1:
             parameter.data = noise + 1 if name.endswith("weight") else noise / 5
+        elif "embed_tokens" in name or "wte" in name:
+            parameter.data = noise / 3
+        elif "fc2" in name:
+            parameter.data = noise - noise.mean(1, keepdim=True)
         else:
-            parameter.data = noise / 3 if "embed_tokens" in name or "wte" in name else noise
+            parameter.data = noise
 
 
 def make_checkpoint(

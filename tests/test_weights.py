@@ -383,6 +383,8 @@ def test_damaged_pickles(damage: Callable[[Path], None], zipped: bool, folder: P
 
 def test_missing_tensor(folder: Path) -> None:
     rewrite_tensors(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != NORM})
+    assert refusal(folder) == f"the tensor `{NORM}` is missing in {folder / 'model.safetensors'}"
+    shard(folder, save_file, "model", "safetensors")
     assert refusal(folder) == f"the tensor `{NORM}` is missing in {folder}"
 
 
