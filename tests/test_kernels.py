@@ -23,7 +23,7 @@ def close(ours: torch.Tensor, truth: torch.Tensor, bound: float = 2e-6) -> bool:
 
 def test_reference_is_a_backend_and_nonsense_is_not() -> None:
     assert "reference" in backends()
-    with pytest.raises(BadRequest, match="'abacus'.*reference"):
+    with pytest.raises(BadRequest, match=r"'abacus'.*reference"):
         backend("abacus")
 
 
@@ -101,12 +101,14 @@ def test_curves(kernels: Kernels) -> None:
     assert close(kernels.silu_mul(x, up), wide / (1 + torch.exp(-wide)) * up)
 
 
-def ragged(chunks: list[tuple[int, int]], seed: int = 0) -> tuple[torch.Tensor, KVCache, Batch, list[torch.Tensor]]:
+def ragged(
+    chunks: list[tuple[int, int]], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, KVCache, Batch, list[torch.Tensor]]:
     """Runs of (context, rows) whose keys and values lie in shuffled pages; also each run's keys and values in order."""
     generator = torch.Generator().manual_seed(seed)
     pages = list(range(200))
     random.Random(seed).shuffle(pages)
-    cache = KVCache([LayerSpec(1, 2), LayerSpec(KV_HEADS, HEAD_DIM)], 200)
+    cache = KVCache([LayerSpec(1, 2), LayerSpec(KV_HEADS, HEAD_DIM)], 200, dtype=dtype)
     cache.keys[1].fill_(torch.nan)
     cache.values[1].fill_(torch.nan)
     tables, stored, starts = [], [], [0]
@@ -177,6 +179,21 @@ def test_attention(kernels: Kernels, name: str, block: int, monkeypatch: pytest.
     out = kernels.attention(q, cache, 1, batch, scale=scale, **options)
     truth = [
         direct(q[start + row], context - rows + row, pair, scale=scale, **options)
+        for (context, rows), start, pair in zip(chunks, batch.query_starts, stored, strict=False)
+        for row in range(rows)
+    ]
+    assert out.dtype == torch.float32
+    assert close(out, torch.stack(truth))
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_over_a_narrow_cache_is_still_summed_in_float32(kernels: Kernels, dtype: torch.dtype) -> None:
+    chunks = [(40, 3), (17, 1)]
+    q, cache, batch, stored = ragged(chunks, dtype=dtype)
+    out = kernels.attention(q, cache, 1, batch, scale=0.4)
+    truth = [
+        direct(q[start + row], context - rows + row, pair.to(dtype), scale=0.4)
         for (context, rows), start, pair in zip(chunks, batch.query_starts, stored, strict=False)
         for row in range(rows)
     ]
