@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from byhand import html
@@ -183,11 +184,11 @@ class Run:
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> list[int]:
     """Refuse anything that is not an id of the model's vocabulary."""
     for place, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, int):
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise PromptError(f"`{param}` holds {token!r} at place {place}; a token id is an integer", param=param)
         if not 0 <= token < vocab_size:
             raise PromptError(
                 f"`{param}` holds token id {token} at place {place}; this model's ids are 0 to {vocab_size - 1}",
                 param=param,
             )
-    return list(ids)
+    return [int(token) for token in ids]

@@ -16,5 +16,5 @@ show() {
 show "The prompt is a list of token ids." tokenize "$PROMPT"
 show "One pass over it predicts a token after EVERY position." read "$PROMPT"
 show "Decoding: the last prediction is appended, and again, until the model says it is the end." \
-    run "$PROMPT" --steps --max-tokens 32
-show "The proof: transformers' generate gives the same tokens." verify
+    run "$PROMPT" --steps --max-tokens 40
+show "The proof: transformers' generate gives the same tokens." verify "$PROMPT" "Once upon a time"

@@ -189,7 +189,11 @@ def test_the_repository_speaks_of_the_project_alone() -> None:
         pytest.skip("not a git checkout")
     for name in tracked:
         path = root / name
-        if path.suffix in {".py", ".md", ".sh", ".toml", ".ipynb", ""} and path.is_file() and path.stat().st_size < 2**20:
+        if (
+            path.suffix in {".py", ".md", ".sh", ".toml", ".ipynb", ""}
+            and path.is_file()
+            and path.stat().st_size < 2**20
+        ):
             text = path.read_text(encoding="utf-8")
             here = "/" + "work/"
             assert here not in text, f"{name} holds a path of one machine"

@@ -35,9 +35,10 @@ def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import byhand, pathlib; assert pathlib.Path(byhand.__file__).is_relative_to({site!r}), byhand.__file__;"
-        "from byhand.cli.main import main; raise SystemExit(main(['run', 'A list of colors: red', '--max-tokens', '4']))"
-    ).format(site=str(site))
+        f"import byhand, pathlib; assert pathlib.Path(byhand.__file__).is_relative_to({str(site)!r}), byhand.__file__;"
+        "from byhand.cli.main import main;"
+        "raise SystemExit(main(['run', 'A list of colors: red', '--max-tokens', '4']))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -145,5 +145,5 @@ def test_a_file_that_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(RecordError):
         Record.load(tmp_path / "file")
-    with pytest.raises(RecordError, match="cannot read the record .*: No such file"):
+    with pytest.raises(RecordError, match=r"cannot read the record .*: No such file"):
         Record.load(tmp_path / "none")

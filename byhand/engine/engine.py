@@ -56,7 +56,9 @@ class Engine:
 
     # Runs come and go.
 
-    def open(self, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0, reuse: bool = True) -> RunState:
+    def open(
+        self, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0, reuse: bool = True
+    ) -> RunState:
         """Make a run of checked ids. Nothing is computed yet, but pages that are known already are its own."""
         with self.lock:
             self.collect()
@@ -297,8 +299,6 @@ class Engine:
             finish_reason=run.finish_reason,
         )
 
-    def candidate(
-        self, token: int, logprob: float, rank: int, prob: float, removed_by: str | None = None
-    ) -> Candidate:
+    def candidate(self, token: int, logprob: float, rank: int, prob: float, removed_by: str | None = None) -> Candidate:
         """A candidate with its token looked up."""
         return Candidate(self.tokenizer.token(token), logprob, rank, prob, removed_by)
