@@ -1,19 +1,19 @@
 """Every error byhand raises on purpose. A message is one sentence that names the field, the value and the limit.
 
-    ByhandError
-    ├── BadRequest            a value the user gave: `param` names it
-    │   ├── PromptError       empty, too long, an id out of range, text that is not one token
-    │   └── TemplateError     a chat template that fails, loops or is missing
-    ├── CheckpointError       a model that cannot be opened
-    │   ├── CheckpointNotFound    no such folder, file or hub id
-    │   ├── UnknownArchitecture   a model_type that has no file in models/
-    │   ├── BadConfig             config.json cannot be read or contradicts itself
-    │   ├── BadWeights            truncated, missing, unexpected or of the wrong shape
-    │   └── HubError              gated, offline, or refused by the hub
-    ├── RecordError           a file that is no record, or is of another version
-    ├── RunFinished           a step asked of a run that has ended
-    ├── OutOfPages            the KV cache has no room left
-    └── MissingExtra          an optional dependency is not installed
+ByhandError
+├── BadRequest            a value the user gave: `param` names it
+│   ├── PromptError       empty, too long, an id out of range, text that is not one token
+│   └── TemplateError     a chat template that fails, loops or is missing
+├── CheckpointError       a model that cannot be opened
+│   ├── CheckpointNotFound    no such folder, file or hub id
+│   ├── UnknownArchitecture   a model_type that has no file in models/
+│   ├── BadConfig             config.json cannot be read or contradicts itself
+│   ├── BadWeights            truncated, missing, unexpected or of the wrong shape
+│   └── HubError              gated, offline, or refused by the hub
+├── RecordError           a file that is no record, or is of another version
+├── RunFinished           a step asked of a run that has ended
+├── OutOfPages            the KV cache has no room left
+└── MissingExtra          an optional dependency is not installed
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def step_html(step: Step) -> str:
     rows = "".join(_candidate_row(candidate, step) for candidate in step.top)
     tail = (
         f'<tr><td class="quiet">the rest of the vocabulary</td>'
-        f'<td>{_bar(step.tail_mass, "tail")} {step.tail_mass:.1%}</td><td></td><td></td></tr>'
+        f"<td>{_bar(step.tail_mass, 'tail')} {step.tail_mass:.1%}</td><td></td><td></td></tr>"
     )
     return _page(f"<div>{_step_line(step)}</div><table>{head}{rows}{tail}</table>")
 

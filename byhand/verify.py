@@ -79,9 +79,7 @@ class Report:
 
     def to_json(self) -> Json:
         """The report as `verify --json` prints it."""
-        rows = [
-            {**{name: getattr(row, name) for name in Row.__slots__}, "is_tie": row.is_tie} for row in self.rows
-        ]
+        rows = [{**{name: getattr(row, name) for name in Row.__slots__}, "is_tie": row.is_tie} for row in self.rows]
         return {"model": self.model, "judge": self.judge, "equal": self.equal, "rows": rows}
 
 
@@ -163,9 +161,7 @@ def _batch(llm: LLM, all_ids: list[list[int]], params: SamplingParams) -> list[_
     return [_Answer(one.ids, [step.margin for step in one.steps]) for one in completions]
 
 
-def _compare_all(
-    method: str, names: list[str], expected: list[_Answer], answers: list[_Answer]
-) -> list[Row]:
+def _compare_all(method: str, names: list[str], expected: list[_Answer], answers: list[_Answer]) -> list[Row]:
     return [_compare(method, *three) for three in zip(names, expected, answers, strict=True)]
 
 
