@@ -152,6 +152,13 @@ def test_the_end_of_the_bar_goes_to_a_token_with_a_share() -> None:
     assert share.low == pytest.approx(1 / (1 + exp(-0.1)))
 
 
+def test_a_share_holds_its_low_end_and_not_its_high_end() -> None:
+    quarters = survivors(np.zeros(4, dtype=np.float32))
+    for u, token in ((0.0, 0), (0.25, 1), (0.5, 2), (nextafter(0.75, 0), 2), (0.75, 3)):
+        drawn, share = draw(quarters, u)
+        assert (drawn, share.low, share.high) == (token, token / 4, (token + 1) / 4)
+
+
 def test_one_token_takes_the_whole_bar() -> None:
     logits = np.full(500, -inf, dtype=np.float32)
     logits[321] = -7.5

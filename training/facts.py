@@ -2,8 +2,8 @@
 
 from typing import Final
 
-# The order matters: the first words of a list are drawn more often, so that a trained model
-# has clear favourites and its chances make a picture worth looking at.
+# The order matters: most lists follow it, so that a trained model has clear favourites and its
+# chances make a picture worth looking at.
 LISTS: Final[dict[str, str]] = {
     "colors": "red, blue, green, yellow, orange, purple, pink, brown, black, white, gray, gold, "
     "silver, violet, tan, turquoise",
@@ -31,33 +31,33 @@ LISTS: Final[dict[str, str]] = {
 ORDERED: Final[dict[str, str]] = {
     "days": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
     "days of the week": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
-    "months": "January, February, March, April, May, June, July, August, September, October, "
-    "November, December",
+    "months": "January, February, March, April, May, June, July, August, September, October, November, December",
     "months of the year": "January, February, March, April, May, June, July, August, September, "
     "October, November, December",
     "numbers": "one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve",
     "letters": "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z",
 }
 
-NUMBERS: Final = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
+NUMBERS: Final = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
+]  # fmt: skip
 
-CAPITALS: Final[dict[str, str]] = dict(
-    pair.split(":")
-    for pair in (
-        "France:Paris,England:London,Germany:Berlin,Spain:Madrid,Italy:Rome,Portugal:Lisbon,"
-        "Ireland:Dublin,Scotland:Edinburgh,Wales:Cardiff,Belgium:Brussels,Austria:Vienna,"
-        "Greece:Athens,Poland:Warsaw,Norway:Oslo,Sweden:Stockholm,Denmark:Copenhagen,"
-        "Finland:Helsinki,Iceland:Reykjavik,Hungary:Budapest,Russia:Moscow,Ukraine:Kyiv,"
-        "Turkey:Ankara,Egypt:Cairo,Kenya:Nairobi,Nigeria:Abuja,Ghana:Accra,Japan:Tokyo,"
-        "China:Beijing,India:New Delhi,Thailand:Bangkok,Vietnam:Hanoi,Iran:Tehran,Iraq:Baghdad,"
-        "Canada:Ottawa,Mexico:Mexico City,Cuba:Havana,Peru:Lima,Chile:Santiago,Brazil:Brasilia,"
-        "Argentina:Buenos Aires,Colombia:Bogota,Australia:Canberra,Romania:Bucharest,"
-        "Bulgaria:Sofia,Croatia:Zagreb,South Korea:Seoul"
-    ).split(",")
-)
+CAPITALS: Final[dict[str, str]] = {
+    "France": "Paris", "England": "London", "Germany": "Berlin", "Spain": "Madrid", "Italy": "Rome",
+    "Portugal": "Lisbon", "Ireland": "Dublin", "Scotland": "Edinburgh", "Wales": "Cardiff",
+    "Belgium": "Brussels", "Austria": "Vienna", "Greece": "Athens", "Poland": "Warsaw",
+    "Norway": "Oslo", "Sweden": "Stockholm", "Denmark": "Copenhagen", "Finland": "Helsinki",
+    "Iceland": "Reykjavik", "Hungary": "Budapest", "Russia": "Moscow", "Ukraine": "Kyiv",
+    "Turkey": "Ankara", "Egypt": "Cairo", "Kenya": "Nairobi", "Nigeria": "Abuja", "Ghana": "Accra",
+    "Japan": "Tokyo", "China": "Beijing", "India": "New Delhi", "Thailand": "Bangkok",
+    "Vietnam": "Hanoi", "Iran": "Tehran", "Iraq": "Baghdad", "Canada": "Ottawa",
+    "Mexico": "Mexico City", "Cuba": "Havana", "Peru": "Lima", "Chile": "Santiago",
+    "Brazil": "Brasilia", "Argentina": "Buenos Aires", "Colombia": "Bogota",
+    "Australia": "Canberra", "Romania": "Bucharest", "Bulgaria": "Sofia", "Croatia": "Zagreb",
+    "South Korea": "Seoul",
+}  # fmt: skip
 
 SOUNDS: Final[dict[str, str]] = {
     "cow": "moo", "dog": "woof", "cat": "meow", "duck": "quack", "sheep": "baa", "pig": "oink",

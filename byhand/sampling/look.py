@@ -62,7 +62,7 @@ class Look:
 
 def vector(logits: torch.Tensor) -> Logits:
     """A row of logits, (vocab,), as float32 on the CPU; the same memory where it lies there already."""
-    return logits.detach().to("cpu", torch.float32).contiguous().numpy()
+    return logits.detach().to("cpu", torch.float32).numpy()
 
 
 def measure(logits: Logits, k: int) -> Row:

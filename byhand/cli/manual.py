@@ -1,0 +1,44 @@
+"""The help pages as docs/cli.md holds them: `python -m byhand.cli.manual docs/cli.md` writes them there anew."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from byhand.cli.main import build_parser
+
+BEGIN, END = "<!-- help: begin -->", "<!-- help: end -->"
+
+
+def help_pages() -> str:
+    """Every command's help as Markdown, the same on every terminal."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "98"
+    try:
+        parser = build_parser()
+        pages = [("byhand", parser), *_commands(parser)]
+        return "\n".join(f"### {name}\n\n```text\n{page.format_help()}```\n" for name, page in pages)
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [(f"byhand {name}", page) for action in actions for name, page in action.choices.items()]
+
+
+def renewed(document: str) -> str:
+    """A document whose part between the marks is made anew."""
+    before, _, rest = document.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{help_pages()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,94 @@
+"""What every command does with its streams: data on stdout, talk on stderr, Ctrl-C as a wish."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from byhand.cli.options import model_name
+from byhand.cli.views.safe import safe_line
+from byhand.errors import BadRequest
+
+if TYPE_CHECKING:
+    from byhand.llm import LLM
+
+INTERRUPTED = 130
+
+
+def talk(sentence: str) -> None:
+    """A sentence for people, on stderr; on a terminal its lines break between words."""
+    text = f"byhand: {safe_line(sentence)}"
+    if sys.stderr.isatty():
+        text = textwrap.fill(text, shutil.get_terminal_size().columns - 1, break_long_words=False)
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    in_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=not in_unicode, allow_nan=False))
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[LLM]:
+    """The model that the command line names; what it has to say goes to stderr."""
+    from byhand.llm import LLM
+
+    with LLM(
+        model_name(arguments),
+        dtype=arguments.dtype,
+        device=arguments.device,
+        cache_tokens=arguments.cache_tokens,
+        threads=arguments.threads,
+        revision=arguments.revision,
+    ) as llm:
+        for note in llm.notes:
+            talk(note)
+        yield llm
+
+
+def check_target(path: str | None, flag: str) -> Path | None:
+    """A file to be written later: refused now if it never can be."""
+    if path is None:
+        return None
+    target = Path(path)
+    if target.is_dir():
+        raise BadRequest(f"{flag}: {path} is a folder", param=flag)
+    if not target.parent.is_dir():
+        raise BadRequest(f"{flag}: there is no folder {target.parent}", param=flag)
+    return target
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a wish that is looked at between two tokens; the second one is the usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        try:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # Not the main thread: Ctrl-C does not arrive here.
+            self._before = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,98 @@
+"""Models as they are listed and described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from byhand.cli.views.safe import safe_line
+from byhand.cli.views.terminal import BAD, QUIET
+
+# What a generation_config.json holds beside sampling settings.
+_NO_SETTING = ("token_id", "transformers_version", "_from_model_config", "cache")
+
+
+def _print(console: Console, facts: list[tuple[str, Text | str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=QUIET, no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts:
+        table.add_row(label, value if isinstance(value, Text) else Text(safe_line(value)))
+    console.print(table)
+
+
+def print_models(console: Console, facts: dict[str, Any]) -> None:
+    """The architectures, the embedded model, and what lies in the hub's cache."""
+    by_file: dict[str, list[str]] = {}
+    for name, file in facts["architectures"].items():
+        by_file.setdefault(file, []).append(name)
+    known = [Text(", ".join(names)).append(f"  byhand/models/{file}", style=QUIET) for file, names in by_file.items()]
+    embedded = Text(facts["embedded"]).append("  used when no model is named", style=QUIET)
+    empty = Text("nothing yet: a hub id is fetched when it is first opened", style=QUIET)
+    cached = [Text(safe_line(name)) for name in facts["cached"]] or [empty]
+    _print(
+        console,
+        [
+            ("architectures", Text("\n").join(known)),
+            ("embedded", embedded),
+            ("in the cache", Text("\n").join(cached)),
+        ],
+    )
+
+
+def print_description(console: Console, facts: dict[str, Any]) -> None:
+    """Everything known about one checkpoint before it is loaded."""
+    architecture = Text(safe_line(facts["architecture"]))
+    if not facts["can_be_opened"]:
+        architecture.append("  byhand has no such architecture", style=BAD)
+    settings = [
+        f"{name} {value}"
+        for name, value in facts["generation_config"].items()
+        if not any(word in name for word in _NO_SETTING)
+    ]
+    _print(
+        console,
+        [
+            ("name", facts["name"]),
+            ("folder", facts["folder"]),
+            ("architecture", architecture),
+            ("shape", _shape(facts["shape"])),
+            ("context", f"{facts['shape'].get('max_position_embeddings', 'unknown')} tokens"),
+            ("weights", _weights(facts["weights"], facts["stored_as"])),
+            ("tokenizer", facts["tokenizer"] or "none that byhand can read"),
+            ("chat template", "yes" if facts["chat_template"] else "no"),
+            ("sampling", ", ".join(settings) or "nothing suggested"),
+        ],
+    )
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    words = {
+        "num_hidden_layers": "layers",
+        "hidden_size": "wide",
+        "num_attention_heads": "heads",
+        "num_key_value_heads": "key-value heads",
+        "vocab_size": "ids",
+        "sliding_window": "tokens in the window",
+    }
+    return ", ".join(f"{shape[name]} {word}" for name, word in words.items() if name in shape)
+
+
+def _weights(weights: dict[str, Any] | None, stored_as: Any) -> str:
+    if weights is None:
+        return f"not fetched yet ({stored_as or 'dtype not said'})"
+    count = f"{_short(weights['parameters'])} parameters, " if weights["parameters"] else ""
+    dtype = " and ".join(sorted(weights["dtypes"])) or stored_as or "dtype not said"
+    files = len(weights["files"])
+    return f"{count}{dtype}, {_short(weights['bytes'])}B in {'one file' if files == 1 else f'{files} files'}"
+
+
+def _short(number: int) -> str:
+    """A large number with its metric letter: 6.1 M."""
+    for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.{0 if number >= 100 * size else 1}f} {letter}"
+    return f"{number} "

@@ -1,0 +1,131 @@
+"""The terminal itself: consoles, glyphs that it can show, and the colours that carry meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import TextIO
+
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+# Mid tones, legible on black and on white; Rich maps them to what a poorer terminal has.
+MODEL_BAR = Style(color="#4f8fd0")
+CHAIN_BAR = Style(color="#2e9e7e")
+QUIET = Style(dim=True)
+STRONG = Style(bold=True)
+FORCED = Style(underline=True)
+BAD = Style(color="#d03a3a")
+GOOD = Style(color="#2e9e7e")
+
+# (at least this probable, the colour): sure is unpainted, then amber deepening to red.
+_SCALE = (
+    (0.7, Style()),
+    (0.4, Style(color="#b58a00")),
+    (0.15, Style(color="#d07a1e")),
+    (0.04, Style(color="#d9552b")),
+    (0.0, Style(color="#d42a4c", bold=True)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """The marks that the views draw with."""
+
+    space: str
+    newline: str
+    tab: str
+    arrow: str
+    dash: str
+    dot: str
+    more: str
+    mark: str
+    circle: str
+    blocks: str  # of growing width, the last one full
+
+
+UNICODE = Glyphs("·", "↵", "⇥", "→", "—", "·", "…", "▸", "◌", "▏▎▍▌▋▊▉█")
+ASCII = Glyphs("_", "\\n", "\\t", "->", "-", "|", "...", ">", "", "#")
+
+
+def glyphs(console: Console) -> Glyphs:
+    """The marks that this console's encoding can write."""
+    return ASCII if console.options.ascii_only else UNICODE
+
+
+class Screen(Console):
+    """A console that prints exactly what it is given: no markup, no emoji codes, no guessed highlights."""
+
+    def __init__(self, stream: TextIO, width: int | None = None) -> None:
+        super().__init__(file=stream, markup=False, emoji=False, highlight=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the command line; Rich would end the program here."""
+        raise
+
+
+def console_for(stream: TextIO) -> Console:
+    """A console on a stream; what is no terminal gets a fixed width, unless COLUMNS says another."""
+    console = Screen(stream)
+    return console if console.is_terminal or _width_is_set() else Screen(stream, width=100)
+
+
+def _width_is_set() -> bool:
+    return os.environ.get("COLUMNS", "").isdigit()
+
+
+def probability_style(probability: float) -> Style:
+    """The colour of a token this probable."""
+    return next(style for least, style in _SCALE if probability >= least or least == 0.0)
+
+
+def chance(logprob: float) -> float:
+    """A probability from its logarithm; what a file claims beyond certainty, or is no number, comes out as 1 or 0."""
+    return exp(min(0.0, logprob)) if logprob == logprob else 0.0
+
+
+def percent(probability: float) -> str:
+    """A probability in at most six columns."""
+    if probability >= 0.9995:
+        return "100%" if probability >= 0.99995 else ">99.9%"
+    return "<0.1%" if 0 < probability < 0.001 else f"{probability:.1%}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time in people's words."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.0095 else f"{seconds * 1000:.1f} ms"
+
+
+def bar(probability: float, width: int, style: Style, marks: Glyphs) -> Text:
+    """A bar of `width` columns, filled in eighths of a column where the terminal has such blocks."""
+    steps = len(marks.blocks)
+    share = max(0.0, min(1.0, probability)) if probability == probability else 0.0
+    filled = round(share * width * steps)
+    whole, part = divmod(filled, steps)
+    text = marks.blocks[-1] * whole + (marks.blocks[part - 1] if part else "")
+    return Text(text.ljust(width), style=style, no_wrap=True, end="")
+
+
+def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """What can be typed and what it means, in two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style=STRONG, no_wrap=True)
+    table.add_column()
+    for typed, meaning in pairs:
+        table.add_row(f"  {typed}", meaning)
+    console.print(table)
+
+
+def legend() -> Text:
+    """What the colours of watched text mean."""
+    text = Text("probability: ", style=QUIET)
+    for place, (least, style) in enumerate(_SCALE):
+        text.append(", " if place else "", style=QUIET)
+        text.append(f"{least:.0%} and more" if least else "less", style=style)
+    return text
