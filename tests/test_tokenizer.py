@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,17 +234,23 @@ def test_special_tokens_in_a_text_are_read_or_spelled_out():
         assert end in tokenizer.encode("a</s>b")  # the switch is back
 
 
+class SlowBackend:
+    """Stands for the library: it looks at its switch a moment after it was asked to encode."""
+
+    def __init__(self) -> None:
+        self.encode_special_tokens = False
+
+    def encode(self, text: str, add_special_tokens: bool) -> Any:
+        time.sleep(0.002)
+        return SimpleNamespace(ids=[int(self.encode_special_tokens)])
+
+
 def test_the_switch_of_one_thread_is_not_seen_by_another():
     tokenizer = every_sort()["byte level"]
-    read, spelled = tokenizer.encode("</s>" * 200), tokenizer.encode("</s>" * 200, parse_special=False)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # so that threads cut in wherever they can
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            jobs = [pool.submit(tokenizer.encode, "</s>" * 200, parse_special=bool(i % 2)) for i in range(2000)]
-    finally:
-        sys.setswitchinterval(interval)
-    assert all(job.result() == (read if i % 2 else spelled) for i, job in enumerate(jobs))
+    tokenizer._backend = SlowBackend()  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(tokenizer.encode, "x", parse_special=bool(i % 2)) for i in range(40)]
+    assert [job.result() for job in jobs] == [[1 - i % 2] for i in range(40)]
 
 
 def test_stop_ids_are_the_union_of_three_files(tmp_path: Path):

@@ -16,7 +16,7 @@ from typing import Any
 from byhand.errors import TemplateError
 
 WORKER = Path(__file__).with_name("render_worker.py")
-MEMORY = 1 << 29  # bytes of address space, Python's own included
+MEMORY = 1 << 29  # bytes that a template may take
 LARGEST = 4_000_000  # characters: more than any context holds
 
 # What a Python may need to start at all; the rest of the environment (keys, tokens) is none of a template's business.
