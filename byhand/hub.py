@@ -32,7 +32,7 @@ DESCRIPTION = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# By name, for many repositories hold the same weights again in other arrangements.
+# By name, for many repositories hold the same weights again in other arrangements, here or in folders.
 SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
@@ -78,8 +78,7 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> HubError:
 
 def _snapshot(repo_id: str, revision: str | None, names: Sequence[str]) -> Path:
     try:
-        # Only the root: folders hold exports for other programs.
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=list(names), ignore_patterns=["*/*"])
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=list(names))
     except FAILURES as error:
         raise _explain(repo_id, revision, error) from error
     return Path(folder)
@@ -96,4 +95,4 @@ def fetch(repo_id: str, revision: str | None = None, *, weights: bool = True) ->
     folder = _snapshot(repo_id, revision, (*DESCRIPTION, *SAFETENSORS))
     if any(folder.glob("*.safetensors")):
         return folder
-    return _snapshot(repo_id, revision, (*DESCRIPTION, *PICKLES))
+    return _snapshot(repo_id, revision, PICKLES)

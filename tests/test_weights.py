@@ -450,6 +450,7 @@ def write_index(folder: Path, index: Any) -> None:
             {"weight_map": {"a": "../../etc/passwd"}},
             "names the shard '../../etc/passwd'; it must be a .safetensors file in",
         ),
+        ({"weight_map": {"a": "../x.safetensors"}}, "names the shard '../x.safetensors'; it must be a .safetensors"),
         ({"weight_map": {"a": "/etc/passwd"}}, "it must be a .safetensors file in the same folder"),
         ({"weight_map": {"a": ".."}}, "it must be a .safetensors file in the same folder"),
         ({"weight_map": {"a": 3}}, "names the shard '3'; it must be a .safetensors file in the same folder"),

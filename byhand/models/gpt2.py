@@ -98,17 +98,15 @@ class Attention:
     def __init__(self, config: Config, layer: int, weights: Weights, kernels: Kernels) -> None:
         self.kernels = kernels
         self.layer = layer
-        self.head_dim = config.head_dim
         self.scale = config.attention_scale(layer)
         self.c_attn = _conv1d(kernels, weights.at("c_attn"), config.n_embd, 3 * config.n_embd)
         self.c_proj = _conv1d(kernels, weights.at("c_proj"), config.n_embd, config.n_embd)
 
-    def __call__(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
-        """x (N, hidden) → (N, hidden); the rows' keys and values are in the cache afterwards."""
-        q, k, v = self.c_attn(x).view(len(x), 3, -1, self.head_dim).unbind(1)  # (N, heads, head_dim) each
-        cache.write(self.layer, batch.slots, k, v)
-        z = self.kernels.attention(q.contiguous(), cache, self.layer, batch, scale=self.scale)
-        return self.c_proj(z.flatten(1))
+    def __call__(self, x: Tensor, residual: Tensor, batch: Batch, cache: KVCache) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what was attended to; the rows' keys and values are in the cache."""
+        q, k, v = self.c_attn(x).chunk(3, dim=1)  # (N, heads · head_dim) each
+        z = self.kernels.attend(q, k, v, None, cache, self.layer, batch, scale=self.scale)
+        return self.c_proj(z, residual)
 
 
 class MLP:
@@ -119,9 +117,9 @@ class MLP:
         self.c_proj = _conv1d(kernels, weights.at("c_proj"), config.n_inner, config.n_embd)
         self.act = activation(config.activation_function, kernels)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, hidden) → (N, hidden)."""
-        return self.c_proj(self.act(self.c_fc(x)))
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what the MLP makes of x."""
+        return self.c_proj(self.act(self.c_fc(x)), residual)
 
 
 class Block:
@@ -136,8 +134,8 @@ class Block:
 
     def __call__(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """x (N, hidden) → (N, hidden)."""
-        x = x + self.attn(self.ln_1(x), batch, cache)
-        return x + self.mlp(self.ln_2(x))
+        x = self.attn(self.ln_1(x), x, batch, cache)
+        return self.mlp(self.ln_2(x), x)
 
 
 class Model:

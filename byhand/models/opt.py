@@ -14,7 +14,7 @@ from torch import Tensor
 from byhand.config import MAX_HEADS, MAX_LAYERS, ConfigFields
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
-from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, activation
+from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, Together, activation
 from byhand.weights import Weights
 
 MODEL_TYPES = ("opt",)
@@ -106,15 +106,13 @@ class Attention:
         self.k_proj = Linear(kernels, weights.at("k_proj"), hidden, hidden, bias=bias)
         self.v_proj = Linear(kernels, weights.at("v_proj"), hidden, hidden, bias=bias)
         self.out_proj = Linear(kernels, weights.at("out_proj"), hidden, hidden, bias=bias)
+        self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
 
-    def __call__(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
-        """x (N, hidden) → (N, hidden); the rows' keys and values are in the cache afterwards."""
-        q = self.q_proj(x).view(len(x), -1, self.head_dim)  # (N, heads, head_dim)
-        k = self.k_proj(x).view(len(x), -1, self.head_dim)
-        v = self.v_proj(x).view(len(x), -1, self.head_dim)
-        cache.write(self.layer, batch.slots, k, v)
-        z = self.kernels.attention(q, cache, self.layer, batch, scale=self.head_dim**-0.5)
-        return self.out_proj(z.flatten(1))
+    def __call__(self, x: Tensor, residual: Tensor, batch: Batch, cache: KVCache) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what was attended to; the rows' keys and values are in the cache."""
+        q, k, v = self.qkv(x)  # (N, heads · head_dim) each
+        z = self.kernels.attend(q, k, v, None, cache, self.layer, batch, scale=self.head_dim**-0.5)
+        return self.out_proj(z, residual)
 
 
 class Block:
@@ -130,17 +128,17 @@ class Block:
         self.final_layer_norm = _norm(config, weights.at("final_layer_norm"), kernels)
         self.act = activation(config.activation_function, kernels)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        """x (N, hidden) → (N, hidden)."""
-        return self.fc2(self.act(self.fc1(x)))
+    def mlp(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what the MLP makes of x."""
+        return self.fc2(self.act(self.fc1(x)), residual)
 
     def __call__(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """x (N, hidden) → (N, hidden)."""
         if self.norm_before:
-            x = x + self.self_attn(self.self_attn_layer_norm(x), batch, cache)
-            return x + self.mlp(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x + self.self_attn(x, batch, cache))
-        return self.final_layer_norm(x + self.mlp(x))
+            x = self.self_attn(self.self_attn_layer_norm(x), x, batch, cache)
+            return self.mlp(self.final_layer_norm(x), x)
+        x = self.self_attn_layer_norm(self.self_attn(x, x, batch, cache))
+        return self.final_layer_norm(self.mlp(x, x))
 
 
 class Model:

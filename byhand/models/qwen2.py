@@ -14,7 +14,7 @@ from torch import Tensor
 from byhand.config import MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, ConfigFields
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
-from byhand.layers import ACTIVATIONS, Embedding, Head, Linear, RMSNorm, gated_activation
+from byhand.layers import ACTIVATIONS, Embedding, Gated, Head, Linear, RMSNorm, Together
 from byhand.rope import RopeParameters, Rotary
 from byhand.weights import Weights
 
@@ -115,17 +115,17 @@ class Attention:
         self.k_proj = Linear(kernels, weights.at("k_proj"), hidden, kv_size, bias=True)
         self.v_proj = Linear(kernels, weights.at("v_proj"), hidden, kv_size, bias=True)
         self.o_proj = Linear(kernels, weights.at("o_proj"), query_size, hidden, bias=False)
+        self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
 
-    def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, cache: KVCache) -> Tensor:
-        """x (N, hidden) → (N, hidden); the rows' keys and values are in the cache afterwards."""
-        q = self.q_proj(x).view(len(x), -1, self.head_dim)  # (N, heads, head_dim)
-        k = self.k_proj(x).view(len(x), -1, self.head_dim)  # (N, kv heads, head_dim)
-        v = self.v_proj(x).view(len(x), -1, self.head_dim)
-        q = self.kernels.rotate(q, *angles)
-        k = self.kernels.rotate(k, *angles)
-        cache.write(self.layer, batch.slots, k, v)
-        z = self.kernels.attention(q, cache, self.layer, batch, scale=self.head_dim**-0.5, window=self.window)
-        return self.o_proj(z.flatten(1))
+    def __call__(
+        self, x: Tensor, residual: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, cache: KVCache
+    ) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what was attended to; the rows' keys and values are in the cache."""
+        q, k, v = self.qkv(x)  # (N, heads · head_dim), and twice (N, kv heads · head_dim)
+        z = self.kernels.attend(
+            q, k, v, angles, cache, self.layer, batch, scale=self.head_dim**-0.5, window=self.window
+        )
+        return self.o_proj(z, residual)
 
 
 class MLP:
@@ -136,11 +136,11 @@ class MLP:
         self.gate_proj = Linear(kernels, weights.at("gate_proj"), hidden, inner, bias=False)
         self.up_proj = Linear(kernels, weights.at("up_proj"), hidden, inner, bias=False)
         self.down_proj = Linear(kernels, weights.at("down_proj"), inner, hidden, bias=False)
-        self.act = gated_activation(config.hidden_act, kernels)
+        self.gated = Gated(config.hidden_act, self.gate_proj, self.up_proj)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, hidden) → (N, hidden)."""
-        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (N, hidden) → residual (N, hidden) + what the MLP makes of x."""
+        return self.down_proj(self.gated(x), residual)
 
 
 class Block:
@@ -155,8 +155,8 @@ class Block:
 
     def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, cache: KVCache) -> Tensor:
         """x (N, hidden) → (N, hidden)."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, batch, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(self.input_layernorm(x), x, angles, batch, cache)
+        return self.mlp(self.post_attention_layernorm(x), x)
 
 
 class Model:
