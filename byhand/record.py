@@ -197,7 +197,9 @@ def _settings_from_json(at: Reader) -> tuple[tuple[int, SamplingParams], ...]:
     settings = []
     for item in at.objects("settings"):
         try:
-            settings.append((item.get("from", int), SamplingParams.from_json(item.get("params", dict))))
+            # A function of the user's stands in the file by name only; without it the numbers after it differ.
+            values = {name: value for name, value in item.get("params", dict).items() if name != "stages"}
+            settings.append((item.get("from", int), SamplingParams.from_json(values)))
         except BadRequest as error:
             raise RecordError(f"{item.where}.params: {error}") from None
     if not settings or settings[0][0] != 0:

@@ -99,6 +99,20 @@ def test_choices_record_their_number(llm: LLM) -> None:
     assert replay(record, llm) == []
 
 
+def test_a_stage_of_the_users_stands_in_the_record_by_name(llm: LLM, tmp_path: Path) -> None:
+    def no_dog(ids: Any, logits: Any) -> Any:
+        logits[llm.tokenizer.one_token(" dog")] = -float("inf")
+        return logits
+
+    run = llm.start("the quick brown fox", SamplingParams(max_tokens=3, stages=(no_dog,)))
+    list(run)
+    run.record().save(tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text())["settings"][0]["params"]["stages"] == ["no_dog"]
+    record = Record.load(tmp_path / "run.json")
+    assert record.ids == run.ids
+    assert record.steps[0].chain[-1].name == "no_dog"
+
+
 def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy of the document with the value at `steps.0.rank` replaced (or removed, for ...)."""
     document = copy.deepcopy(document)
