@@ -242,8 +242,12 @@ def test_the_less_likely_the_redder() -> None:
 # Views
 
 
-@given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=12), st.sampled_from([60, 72, 80, 100, 120]))
-@settings(max_examples=20, deadline=None)
+# Nobody agrees on how wide the unassigned are.
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1, max_size=12)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([60, 72, 80, 100, 120]))
+@settings(max_examples=12, deadline=None)
 def test_no_line_is_wider_than_the_terminal(texts: list[str], width: int) -> None:
     console, stream = screen(width)
     step = make_step(texts)

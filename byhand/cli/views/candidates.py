@@ -40,7 +40,7 @@ class _Layout:
     def of(cls, console: Console, step: Step, top: Sequence[Candidate]) -> _Layout:
         marks = glyphs(console)
         pieces = [plain_piece(token, marks) for token in (step.token, *(each.token for each in top))]
-        width = min(24, max(len("all others"), *map(columns, pieces)))
+        width = min(24, console.width - 44, max(len("all others"), *map(columns, pieces)))
         has_chain = _chain_matters(step)
         room = console.width - width - 8
         return cls(width, max(6, min(30, (room - 30) // 2 if has_chain else room - 20)), has_chain, marks)

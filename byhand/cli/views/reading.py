@@ -25,9 +25,10 @@ from byhand.cli.views.terminal import (
 )
 from byhand.types import Candidate, Position, Reading, Token
 
-# Of a terminal at least so wide: the widest piece, the bar, and the real next token with its probability.
-_LAYOUTS = ((100, 18, 16, 15), (72, 12, 8, 15), (0, 8, 0, 0))
+# Of a terminal at least so wide: the bar, and the real next token with its probability.
+_LAYOUTS = ((100, 16, 15), (80, 8, 15), (0, 0, 0))
 READ = "having read"
+WIDEST_PIECE = 18
 
 
 def print_tokens(console: Console, tokens: Sequence[Token]) -> None:
@@ -59,14 +60,16 @@ class _Widths:
     @classmethod
     def of(cls, console: Console, reading: Reading, top: int) -> _Widths:
         marks = glyphs(console)
-        cap, bar_width, actual = next(sizes for least, *sizes in _LAYOUTS if console.width >= least)
+        bar_width, actual = next(sizes for least, *sizes in _LAYOUTS if console.width >= least)
+        number = len(str(len(reading) - 1))
+        # What is left for the three pieces of a line and the text read so far.
+        room = console.width - number - bar_width - actual - len("  " * 5 + "  >99.9%") - len(marks.arrow)
+        cap = max(8, min(WIDEST_PIECE, (room - len(READ)) // 3))
         shown = [candidate.token for at in reading for candidate in (at.predicted, *at.top[:top])]
         token = min(cap, max(5, *(columns(plain_piece(at.token, marks)) for at in reading), 5))
-        predicted = min(cap, max(5, *(columns(plain_piece(each, marks)) for each in shown), 5))
-        number = len(str(len(reading) - 1))
-        used = number + token + 2 * predicted + bar_width + actual + len("  " * 4 + " 99.9%  ") + len(marks.arrow)
+        predicted = min(cap, max(8, *(columns(plain_piece(each, marks)) for each in shown), 8))
         longest = columns(one_line(text_of(at.token for at in reading), marks))
-        context = max(8, min(console.width - used - 3, max(longest, len(READ))))
+        context = min(room - token - 2 * predicted, max(longest, len(READ)))
         return cls(number, token, predicted, bar_width, actual, context)
 
 

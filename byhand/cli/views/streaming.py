@@ -113,7 +113,7 @@ class StepLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._marks = glyphs(console)
-        self._width = 16 if console.width < 100 else 24
+        self._width = max(7, min(24, console.width - 54))
         header = f"{'pos':>5}  {'id':>6}  {'piece'.ljust(self._width)}  {'prob':>6}  {'entropy':>7}  runner-up"
         console.print(Text(header, style=QUIET), soft_wrap=True)
 
