@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from byhand import LLM, FinishReason, PromptError, RunFinished, SamplingParams, naive
+from byhand.engine.state import TextState
 from byhand.errors import BadRequest, OutOfPages
 from byhand.kv_cache import PAGE_SIZE
+from tests.tokenizers_for_tests import every_sort
 
 PROMPT = "the quick brown fox"
 GREEDY = SamplingParams(max_tokens=24)
@@ -350,6 +352,25 @@ def test_a_stop_string_over_several_tokens_cuts_the_text_and_keeps_the_ids(llm: 
     assert (run.finish_reason, run.stop_reason) == (FinishReason.STOP, "then the")
     assert llm.detokenize(run.ids[run.prompt_length :]) == " dog and then the"
     assert "".join(step.text for step in run.steps) == run.text
+
+
+def test_a_stop_string_need_not_wait_for_unfinished_bytes() -> None:
+    state = TextState(every_sort()["byte fallback"], [1], ("\n",))
+    newline = 3 + ord("\n")  # the piece <0x0A>, whose row of bytes may go on
+    assert state.push(newline) == ("", "\n")
+    other = TextState(every_sort()["byte fallback"], [1], ("!",))
+    assert other.push(newline) == ("", None)
+    assert other.flush() == "\n"
+
+
+def test_a_stop_string_that_is_a_byte_piece_stops_the_story() -> None:
+    folder = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
+    if not folder.exists():
+        pytest.skip("the checkpoint is not beside this one")
+    run = LLM(folder).start([1], SamplingParams(stop=["\n"], max_tokens=200))
+    list(run)
+    assert run._llm.tokenizer.token(run.ids[-1]).bytes == b"\n"
+    assert (run.stop_reason, run.text[-1]) == ("\n", ".")
 
 
 def test_a_rewind_takes_a_half_seen_stop_string_back(llm: LLM) -> None:
