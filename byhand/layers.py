@@ -27,9 +27,22 @@ class Linear:
         self.weight = weights.matrix("weight", out_features, in_features, transposed=transposed)
         self.bias = weights.vector("bias", out_features) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, in) → (N, out)."""
-        return self.kernels.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (N, in) → (N, out), added to the residual (N, out) if there is one."""
+        return self.kernels.linear(x, self.weight, self.bias, residual)
+
+
+class Together:
+    """Several linear layers over one input, read in one go."""
+
+    def __init__(self, *layers: Linear) -> None:
+        self.kernels = layers[0].kernels
+        self.weights = tuple(layer.weight for layer in layers)
+        self.biases = tuple(layer.bias for layer in layers)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (N, in) → one (N, out) for each layer."""
+        return self.kernels.linears(x, self.weights, self.biases)
 
 
 class Embedding:
@@ -104,9 +117,18 @@ def activation(name: str, kernels: Kernels) -> Callable[[Tensor], Tensor]:
     return curve
 
 
-def gated_activation(name: str, kernels: Kernels) -> Callable[[Tensor, Tensor], Tensor]:
-    """The curve of the gate, times the other branch: in one kernel where there is one."""
-    if ACTIVATIONS[name] == "silu":
-        return kernels.silu_mul
-    curve = activation(name, kernels)
-    return lambda gate, up: curve(gate) * up
+class Gated:
+    """act(gate(x)) · up(x), in one kernel where there is one for the curve."""
+
+    def __init__(self, name: str, gate: Linear, up: Linear) -> None:
+        self.kernels = gate.kernels
+        self.gate, self.up = gate, up
+        self.both = Together(gate, up)
+        self.act = None if ACTIVATIONS[name] == "silu" else activation(name, self.kernels)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (N, in) → (N, out)."""
+        if self.act is None:
+            return self.kernels.gated(x, self.gate.weight, self.up.weight, self.gate.bias, self.up.bias)
+        gate, up = self.both(x)
+        return self.act(gate) * up

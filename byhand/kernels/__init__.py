@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from byhand.errors import BadRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from byhand.kv_cache import Batch, KVCache
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 class Kernels(Protocol):
     """What every backend offers. N counts tokens; activations and sums are float32 whatever the weights are."""
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        """x (N, in) times weight (out, in) transposed, plus bias (out,): (N, out)."""
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
+
+    def linears(self, x: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """`linear` with each of several weights, read in one go."""
+
+    def gated(
+        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+    ) -> Tensor:
+        """silu(linear(x, gate)) times linear(x, up), read in one go."""
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
@@ -68,14 +77,33 @@ class Kernels(Protocol):
         `sinks` (heads,): one more score per head that takes its share of the softmax and gives no value.
         """
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+        **options: Any,
+    ) -> Tensor:
+        """Rotate q and k by the angles if there are any, write k and v into the batch's slots of the cache, then
+        `attention` with its options. q and the result are (N, heads · head_dim), k and v (N, kv heads · head_dim).
+        """
+
+
+BACKENDS = ("cpu", "reference")
+
 
 def backends() -> tuple[str, ...]:
     """The names of the backends: one file each in this folder."""
-    return tuple(sorted(module.name for module in iter_modules(__path__)))
+    return BACKENDS
 
 
-def backend(name: str = "reference") -> Kernels:
-    """Open a backend by name."""
-    if name not in backends():
-        raise BadRequest(f"kernels is {name!r}; it must be one of {', '.join(backends())}", param="kernels")
-    return cast(Kernels, import_module(f"{__name__}.{name}"))
+def backend(name: str = "reference", **options: Any) -> Kernels:
+    """Open a backend by name; the options are `cpu.Cpu`'s."""
+    if name not in BACKENDS:
+        raise BadRequest(f"kernels is {name!r}; it must be one of {', '.join(BACKENDS)}", param="kernels")
+    module = import_module(f"{__name__}.{name}")
+    return cast(Kernels, module if name == "reference" else module.Cpu(**options))

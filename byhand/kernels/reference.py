@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -22,8 +24,10 @@ def _float_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
 _ROWS = {"float32": _float_rows, "bfloat16": _float_rows, "float16": _float_rows}
 
 
-def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (N, in) times weight (out, in) transposed, plus bias (out,): (N, out)."""
+def linear(
+    x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
     rows = _ROWS[weight.format]
     out_features, in_features = weight.shape
     out = x.new_empty(x.shape[0], out_features)
@@ -32,7 +36,27 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) ->
     for start in range(0, out_features, step):
         block = rows(weight, slice(start, start + step))
         out[:, start : start + step] = x @ block.T
-    return out if bias is None else out.add_(bias)
+    if bias is not None:
+        out.add_(bias)
+    return out if residual is None else residual + out
+
+
+def linears(
+    x: torch.Tensor, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor, ...]:
+    """`linear` with each of several weights."""
+    return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+
+def gated(
+    x: torch.Tensor,
+    gate: Weight,
+    up: Weight,
+    gate_bias: torch.Tensor | None = None,
+    up_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """silu(linear(x, gate)) times linear(x, up)."""
+    return silu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias))
 
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -159,3 +183,35 @@ def _gather(
         tensors[layer][wanted].flatten(0, 1)[: high - low].float() for tensors in (cache.keys, cache.values)
     )
     return keys, values
+
+
+def write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    cache: KVCache,
+    layer: int,
+    batch: Batch,
+) -> torch.Tensor:
+    """Rotate q and k by the angles if there are any, and put k and v into the cache: q (N, heads, head_dim)."""
+    head_dim = cache.keys[layer].shape[-1]
+    q, k, v = (x.view(len(x), -1, head_dim) for x in (q, k, v))
+    if angles is not None:
+        q, k = rotate(q, *angles), rotate(k, *angles)
+    cache.write(layer, batch.slots, k, v)
+    return q
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    cache: KVCache,
+    layer: int,
+    batch: Batch,
+    **options: Any,
+) -> torch.Tensor:
+    """`write`, then `attention` with its options: (N, heads · head_dim)."""
+    return attention(write(q, k, v, angles, cache, layer, batch), cache, layer, batch, **options).flatten(1)

@@ -1,0 +1,72 @@
+"""The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
+
+Read in this order: vectors (registers), products, rows, attention (the arithmetic), compiled (when it is compiled).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from byhand.kernels.native import attention as attention_page
+from byhand.kernels.native import products, rows, vectors
+from byhand.kernels.native.compiled import Kernel, specialise
+
+FLOATS = ("float32", "bfloat16", "float16")
+FORMATS = (*FLOATS, "int8", "int4")
+
+
+FRACTIONS = ("eps", "scale", "softcap")
+
+
+def _kernel(function: Any, *, parallel: bool) -> Kernel:
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    types = ", ".join("float32" if name in FRACTIONS else "int64" for name in names)
+    return Kernel(function, f"void({types})", parallel=parallel)
+
+
+def _products(name: str) -> list[Kernel]:
+    form = vectors.FORMATS[name]
+    templates = [
+        products.add_tails, products.multiply_rows, products.share_of, products.drain, products.drain_gated,
+        products.linear, products.gated, products.add_rows, products.drain_columns, products.linear_columns,
+    ]  # fmt: skip
+    names = {
+        "BLOCK": form.block,
+        "BLOCK_BYTES": form.block_bytes,
+        "HAS_SCALES": form.scaled,
+        "BYTES": vectors.SIZES.get(name, 1),
+        "load": vectors.LOADS.get(name, vectors.load_float32),
+        "one": vectors.ONES.get(name, vectors.one_float32),
+        "one_by_one": vectors.tile(form, 1, 1, 2 if form.scaled else 4),
+        "four_by_one": vectors.tile(form, 4, 1),
+        "four_by_two": vectors.tile(form, 4, 2),
+        "four_by_four": vectors.tile(form, 4, 4),
+    }
+    scope = specialise(templates, names, name)
+    made = ("linear", "gated", "linear_columns") if name in FLOATS else ("linear", "gated")
+    return [_kernel(scope[kernel].py_func, parallel=True) for kernel in made]
+
+
+def _attention(name: str) -> list[Kernel]:
+    page = attention_page
+    templates = [page.dot, page.weigh, page.write_row, page.score_page, page.attend_part, page.write, page.drain]
+    names = {
+        "BYTES": vectors.SIZES[name],
+        "load": vectors.LOADS[name],
+        "one": vectors.ONES[name],
+        "put_one": vectors.PUTS[name],
+    }
+    scope = specialise([*templates, page.attention], names, name)
+    return [_kernel(scope["attention"].py_func, parallel=True)]
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    """Every kernel by name: linear_bfloat16, attention_float32, rms_norm, …"""
+    listed = [
+        *(kernel for name in FORMATS for kernel in _products(name)),
+        *(kernel for name in FLOATS for kernel in _attention(name)),
+        *(_kernel(function, parallel=False) for function in (rows.rms_norm, rows.layer_norm, rows.silu_mul)),
+    ]
+    return {kernel.name: kernel for kernel in listed}

@@ -1,0 +1,297 @@
+"""Attention straight over the pages: keys and values are read once where they lie, and no scores are kept.
+
+One page is PAGE tokens, as many as a vector has lanes: a page's scores for one head are one vector. The softmax goes
+along as pages are read (Milakov and Gimelshein, arXiv:1805.02867); the context of a row is cut in parts for the
+threads, whose sums are put together at the end (as in Flash-Decoding). A thread reads a page for all heads before the
+next, so memory is read in order and grouped heads share it.
+
+Templates, made for each dtype of the cache: `load`, `one`, `put_one` and `BYTES` are that dtype's. Arguments are
+addresses and counts (int64), or float32 numbers; q and out are (rows, heads, head_dim) float32.
+"""
+
+from __future__ import annotations
+
+from numba import prange
+
+from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.vectors import (
+    LANES,
+    exp,
+    fma,
+    highest,
+    integer,
+    lane_numbers,
+    load_float32,
+    one_float32,
+    put,
+    put_integer,
+    spread,
+    stay_apart,
+    store,
+    take_ticket,
+    total,
+    where_less,
+)
+
+BYTES = 4
+load, one, put_one = load_float32, one_float32, put
+
+PAGE = LANES
+MINUS_INFINITY = float("-inf")
+
+
+def dot(q, key, head_dim):
+    """q · key."""
+    whole = head_dim // LANES * LANES
+    sums = spread(0.0)
+    for at in range(0, whole, LANES):
+        sums = fma(load_float32(q + 4 * at), load(key + BYTES * at), sums)
+    result = total(sums)
+    for at in range(whole, head_dim):
+        result += one_float32(q + 4 * at) * one(key + BYTES * at)
+    return result
+
+
+def weigh(sums, weights, values, stride, first, last, head_dim):
+    """sums += Σ weights[i] · values[i] for i in first:last; values lie `stride` bytes apart."""
+    stay_apart()
+    whole = head_dim // LANES * LANES
+    for at in range(0, whole, LANES):
+        value = load_float32(sums + 4 * at)
+        for i in range(first, last):
+            value = fma(spread(one_float32(weights + 4 * i)), load(values + i * stride + BYTES * at), value)
+        store(sums + 4 * at, value)
+    for at in range(whole, head_dim):
+        number = one_float32(sums + 4 * at)
+        for i in range(first, last):
+            number += one_float32(weights + 4 * i) * one(values + i * stride + BYTES * at)
+        put(sums + 4 * at, number)
+
+
+@inlined
+def rotate_into(x, cos, sin, out, head_dim):
+    """out = x turned by its position's angles; dimension i pairs with i + head_dim / 2."""
+    stay_apart()
+    half = head_dim // 2
+    whole = half // LANES * LANES
+    for at in range(0, whole, LANES):
+        first, second = load_float32(x + 4 * at), load_float32(x + 4 * (at + half))
+        turned = first * load_float32(cos + 4 * at) - second * load_float32(sin + 4 * at)
+        store(out + 4 * at, turned)
+        turned = second * load_float32(cos + 4 * (at + half)) + first * load_float32(sin + 4 * (at + half))
+        store(out + 4 * (at + half), turned)
+    for at in range(whole, half):
+        first, second = one_float32(x + 4 * at), one_float32(x + 4 * (at + half))
+        put(out + 4 * at, first * one_float32(cos + 4 * at) - second * one_float32(sin + 4 * at))
+        put(
+            out + 4 * (at + half),
+            second * one_float32(cos + 4 * (at + half)) + first * one_float32(sin + 4 * (at + half)),
+        )
+
+
+@inlined
+def fill(x, value, count):
+    """x = value, (count,)."""
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(x + 4 * at, spread(value))
+    for at in range(whole, count):
+        put(x + 4 * at, value)
+
+
+@inlined
+def scale_into(y, x, scale, count):
+    """y = x · scale, (count,)."""
+    stay_apart()
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(y + 4 * at, load_float32(x + 4 * at) * spread(scale))
+    for at in range(whole, count):
+        put(y + 4 * at, one_float32(x + 4 * at) * scale)
+
+
+@inlined
+def add_scaled(y, x, scale, count):
+    """y += x · scale, (count,)."""
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(y + 4 * at, fma(load_float32(x + 4 * at), spread(scale), load_float32(y + 4 * at)))
+    for at in range(whole, count):
+        put(y + 4 * at, one_float32(y + 4 * at) + one_float32(x + 4 * at) * scale)
+
+
+def write_row(x, cache, count):
+    """Put (count,) float32 into the cache, in its dtype."""
+    for at in range(count):
+        put_one(cache + BYTES * at, one_float32(x + 4 * at))
+
+
+def score_page(q, keys, stride, scores, first, last, heads, kv_heads, head_dim):
+    """scores[head, i] = q[head] · keys[i] for i in first:last; every lane beside them is 0."""
+    stay_apart()
+    group = heads // kv_heads
+    for head in range(heads):
+        key = keys + (head // group) * head_dim * BYTES
+        store(scores + 4 * PAGE * head, spread(0.0))
+        for i in range(first, last):
+            put(scores + 4 * (PAGE * head + i), dot(q + 4 * head * head_dim, key + i * stride, head_dim))
+
+
+@inlined
+def shape_scores(scores, head, softcap, slopes, distance):
+    """A head's scores of one page after the soft cap and the slope; `distance`: page's start − query position."""
+    value = load_float32(scores + 4 * PAGE * head)
+    if softcap > 0.0:
+        # tanh(a) = 1 − 2 / (exp(2a) + 1)
+        one = spread(1.0)
+        doubled = exp(value * spread(2.0 / softcap))
+        value = spread(softcap) * (one - spread(2.0) / (doubled + one))
+    if slopes != 0:
+        value = fma(spread(one_float32(slopes + 4 * head)), lane_numbers() + spread(distance), value)
+    return value
+
+
+@inlined
+def soften(scores, value, head, first, last, state, sums, head_dim):
+    """Turn a page's scores into weights under the highest score so far; what was summed under a lower one shrinks."""
+    value = where_less(lane_numbers(), spread(last), value, MINUS_INFINITY)
+    value = where_less(spread(first - 1.0), lane_numbers(), value, MINUS_INFINITY)
+    before = one_float32(state + 8 * head)
+    peak = max(before, highest(value))
+    weights = exp(value - spread(peak))
+    store(scores + 4 * PAGE * head, weights)
+    share = one_float32(state + 8 * head + 4)
+    if peak > before:
+        put(state + 8 * head, peak)
+        shrink = total(exp(spread(before - peak))) / LANES
+        share *= shrink
+        scale_into(sums, sums, shrink, head_dim)
+    put(state + 8 * head + 4, share + total(weights))
+
+
+def attend_part(
+    q, keys, values, stride, table, low, high, position, heads, kv_heads, head_dim,
+    softcap, slopes, scores, state, sums,
+):  # fmt: skip
+    """Attention of one row to its tokens low:high: (highest score, sum of weights) into state, Σ weight · value."""
+    group = heads // kv_heads
+    for head in range(heads):
+        put(state + 8 * head, MINUS_INFINITY)
+        put(state + 8 * head + 4, 0.0)
+    fill(sums, 0.0, heads * head_dim)
+    for page in range(low // PAGE, (high + PAGE - 1) // PAGE):
+        start = integer(table + 8 * page) * PAGE * stride
+        first, last = max(low - page * PAGE, 0), min(high - page * PAGE, PAGE)
+        score_page(q, keys + start, stride, scores, first, last, heads, kv_heads, head_dim)
+        for head in range(heads):
+            value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
+            soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
+        for head in range(heads):
+            place = values + start + (head // group) * head_dim * BYTES
+            weigh(sums + 4 * head * head_dim, scores + 4 * PAGE * head, place, stride, first, last, head_dim)
+
+
+@inlined
+def part_of(part, parts, low, high):
+    """The tokens of one part of low:high, cut at pages."""
+    first, pages = low // PAGE, (high + PAGE - 1) // PAGE - low // PAGE
+    start, stop = first + pages * part // parts, first + pages * (part + 1) // parts
+    return max(low, start * PAGE), min(high, stop * PAGE)
+
+
+@inlined
+def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
+    """Put the parts of one row together: each head's sums over the sum of all weights, all under one highest score."""
+    for head in range(heads):
+        peak = one_float32(sinks + 4 * head) if sinks != 0 else MINUS_INFINITY
+        for part in range(parts):
+            peak = max(peak, one_float32(work + part * part_bytes + 8 * head))
+        share = total(exp(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
+        target = out + 4 * head * head_dim
+        fill(target, 0.0, head_dim)
+        for part in range(parts):
+            state = work + part * part_bytes + 8 * head
+            factor = total(exp(spread(one_float32(state) - peak))) / LANES
+            share += factor * one_float32(state + 4)
+            sums = work + part * part_bytes + 8 * heads + 4 * head * head_dim
+            add_scaled(target, sums, factor, head_dim)
+        scale_into(target, target, 1.0 / share, head_dim)
+
+
+def write(k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, kv_heads, head_dim, work):
+    """Put the rows' keys, rotated if there are angles, and values into their slots."""
+    stride = kv_heads * head_dim * BYTES
+    for row in range(rows):
+        slot = integer(slots + 8 * row)
+        key = k + row * k_stride
+        if cos != 0:
+            for head in range(kv_heads):
+                at = 4 * head * head_dim
+                rotate_into(key + at, cos + 4 * row * head_dim, sin + 4 * row * head_dim, work + at, head_dim)
+            key = work
+        write_row(key, keys + slot * stride, kv_heads * head_dim)
+        write_row(v + row * v_stride, values + slot * stride, kv_heads * head_dim)
+
+
+def drain(
+    tickets, parts, count, q, keys, values, plan, heads, kv_heads, head_dim, window,
+    softcap, slopes, work, part_bytes, scores,
+):  # fmt: skip
+    """What one thread does: take a row's part until there are none."""
+    stay_apart()
+    stride = kv_heads * head_dim * BYTES
+    while True:
+        ticket = take_ticket(tickets, 1)
+        if ticket >= count:
+            return
+        row = ticket // parts
+        position, table = integer(plan + 16 * row), integer(plan + 16 * row + 8)
+        low = max(0, position + 1 - window) if window > 0 else 0
+        low, high = part_of(ticket % parts, parts, low, position + 1)
+        state = work + ticket * part_bytes
+        attend_part(
+            q + 4 * row * heads * head_dim, keys, values, stride, table, low, high, position,
+            heads, kv_heads, head_dim, softcap, slopes,
+            scores + 4 * PAGE * heads * ticket, state, state + 8 * heads,
+        )  # fmt: skip
+
+
+def attention(
+    threads, tickets, q, q_stride, k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, plan,
+    heads, kv_heads, head_dim, window, parts, scale, softcap, slopes, sinks, work, turned, out,
+):  # fmt: skip
+    """Write the rows' keys and values if given (k not 0), rotate q if there are angles, and attend.
+
+    plan (rows, 2): each row's position and the address of its run's pages. `work` holds rows · parts parts of
+    (2 + head_dim + PAGE) · heads numbers, and `turned` heads · head_dim numbers for each row.
+    """
+    if k != 0:
+        write(k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, kv_heads, head_dim, turned)
+    for row in range(rows):
+        for head in range(heads):
+            source, target = q + row * q_stride + 4 * head * head_dim, turned + 4 * (row * heads + head) * head_dim
+            if cos != 0:
+                rotate_into(source, cos + 4 * row * head_dim, sin + 4 * row * head_dim, target, head_dim)
+                scale_into(target, target, scale, head_dim)
+            else:
+                scale_into(target, source, scale, head_dim)
+    count = rows * parts
+    part_bytes = 4 * (2 + head_dim) * heads
+    scores = work + count * part_bytes
+    put_integer(tickets, 0)
+    if threads == 1:
+        drain(
+            tickets, parts, count, turned, keys, values, plan, heads, kv_heads, head_dim, window,
+            softcap, slopes, work, part_bytes, scores,
+        )  # fmt: skip
+    else:
+        for _ in prange(threads):
+            drain(
+                tickets, parts, count, turned, keys, values, plan, heads, kv_heads, head_dim, window,
+                softcap, slopes, work, part_bytes, scores,
+            )  # fmt: skip
+    for row in range(rows):
+        gather_parts(
+            out + 4 * row * heads * head_dim, work + row * parts * part_bytes, part_bytes, parts,
+            heads, head_dim, sinks,
+        )  # fmt: skip

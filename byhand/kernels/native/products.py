@@ -1,0 +1,282 @@
+"""Weights times a few rows: the linear layers of decoding, which read every weight once and wait for memory.
+
+Each function here is a template: `native/__init__.py` makes one of it per weight format, by giving its global names
+`one_by_one` … `BLOCK_BYTES` that format's meaning. All arguments are addresses or counts (int64); x and y are float32.
+"""
+
+from __future__ import annotations
+
+from numba import prange
+
+from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.vectors import (
+    FORMATS,
+    LANES,
+    fma,
+    highest,
+    load_float32,
+    one_float32,
+    put,
+    put_integer,
+    silu,
+    spread,
+    stay_apart,
+    store,
+    take_ticket,
+    tile,
+)
+
+# Set by the maker of each format's kernels; these are float32's.
+BLOCK, BLOCK_BYTES, HAS_SCALES, BYTES = 16, 64, False, 4
+load, one = load_float32, one_float32
+one_by_one = tile(FORMATS["float32"], 1, 1, 4)
+four_by_one, four_by_two, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 4))
+
+# The last share of a product is handed out in pieces of about this many bytes, to whichever thread is free.
+PIECE = 16384
+
+
+@inlined
+def add_into(y, other, count):
+    """y += other, both (count,)."""
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(y + 4 * at, load_float32(y + 4 * at) + load_float32(other + 4 * at))
+    for at in range(whole, count):
+        put(y + 4 * at, one_float32(y + 4 * at) + one_float32(other + 4 * at))
+
+
+@inlined
+def finish(y, y_stride, rows, start, stop, bias, residual):
+    """y[:, start:stop] += bias and residual, where they are given."""
+    stay_apart()
+    for row in range(rows):
+        place = y + row * y_stride + 4 * start
+        if bias != 0:
+            add_into(place, bias + 4 * start, stop - start)
+        if residual != 0:
+            add_into(place, residual + row * y_stride + 4 * start, stop - start)
+
+
+@inlined
+def gate_into(y, gate, count):
+    """y *= silu(gate), both (count,)."""
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(y + 4 * at, silu(load_float32(gate + 4 * at)) * load_float32(y + 4 * at))
+    for at in range(whole, count):
+        # One number in all lanes: the same curve, and no second way to compute it.
+        value = silu(spread(one_float32(gate + 4 * at))) * spread(one_float32(y + 4 * at))
+        put(y + 4 * at, highest(value))
+
+
+@inlined
+def piece_rows(row_bytes):
+    """Weight rows of one small piece: a multiple of 4."""
+    return max(4, PIECE // row_bytes // 4 * 4)
+
+
+@inlined
+def share_rows(threads, total):
+    """Rows of the large share that each thread begins with; what is left over is handed out in pieces."""
+    return total * 3 // 4 // threads // 4 * 4
+
+
+@inlined
+def range_of(ticket, threads, share, piece, total):
+    """The rows of a ticket."""
+    if ticket < threads:
+        return ticket * share, (ticket + 1) * share
+    start = threads * share + (ticket - threads) * piece
+    return start, min(start + piece, total)
+
+
+def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
+    """Add to y what the inner columns from `first` on contribute, too few for a vector."""
+    stay_apart()
+    for row in range(rows):
+        for column in range(start, stop):
+            place = y + row * y_stride + 4 * column
+            value = one_float32(place)
+            for at in range(first, inner):
+                weight = one(weights + (column * inner + at) * BYTES)
+                value += weight * one_float32(x + row * x_stride + 4 * at)
+            put(place, value)
+
+
+def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
+    """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
+    stay_apart()
+    blocks = inner // BLOCK
+    stride = blocks * BLOCK_BYTES if HAS_SCALES else inner * BYTES
+    scale_stride = 2 * blocks
+    if rows == 1:
+        for column in range(start, stop):
+            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
+            one_by_one(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+    else:
+        whole = start + (stop - start) // 4 * 4
+        for column in range(start, whole, 4):
+            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
+            row = 0
+            while row + 4 <= rows:
+                here, out = x + row * x_stride, place + row * y_stride
+                four_by_four(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+                row += 4
+            if row + 2 <= rows:
+                here, out = x + row * x_stride, place + row * y_stride
+                four_by_two(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+                row += 2
+            if row < rows:
+                here, out = x + row * x_stride, place + row * y_stride
+                four_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+        for column in range(whole, stop):
+            w, s = weights + column * stride, scales + column * scale_stride
+            for row in range(rows):
+                here, out = x + row * x_stride, y + 4 * column + row * y_stride
+                one_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+    if not HAS_SCALES and blocks * BLOCK != inner:
+        add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
+
+
+def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, start, stop):
+    """The part of one matrix's outputs that lies in start:stop."""
+    start, stop = max(start, 0), min(stop, out)
+    if start < stop:
+        multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, 4 * out)
+        finish(y, 4 * out, rows, start, stop, bias, residual)
+
+
+def drain(
+    tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+    w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
+):  # fmt: skip
+    """What one thread does: take tickets and compute their rows of the matrices, laid end to end."""
+    stay_apart()
+    while True:
+        start, stop = range_of(take_ticket(tickets, 1), threads, share, piece, total)
+        if start >= total:
+            return
+        share_of(w0, s0, n0, b0, inner, x, x_stride, rows, y0, residual, start, stop)
+        share_of(w1, s1, n1, b1, inner, x, x_stride, rows, y1, 0, start - n0, stop - n0)
+        share_of(w2, s2, n2, b2, inner, x, x_stride, rows, y2, 0, start - n0 - n1, stop - n0 - n1)
+
+
+def linear(
+    threads, tickets, x, x_stride, rows, inner, residual,
+    w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
+):  # fmt: skip
+    """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first."""
+    total = n0 + n1 + n2
+    piece = piece_rows(max(1, inner // BLOCK * BLOCK_BYTES))
+    share = share_rows(threads, total)
+    put_integer(tickets, 0)
+    if threads == 1:
+        drain(
+            tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+            w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
+        )  # fmt: skip
+    else:
+        for _ in prange(threads):
+            drain(
+                tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+                w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
+            )  # fmt: skip
+
+
+def drain_gated(
+    tickets, threads, share, piece, total, x, x_stride, rows, inner,
+    w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+):  # fmt: skip
+    """What one thread does: rows of gate and up, then their product."""
+    stay_apart()
+    while True:
+        start, stop = range_of(take_ticket(tickets, 1), threads, share, piece, total)
+        if start >= total:
+            return
+        share_of(w_gate, s_gate, total, b_gate, inner, x, x_stride, rows, gate, 0, start, stop)
+        share_of(w_up, s_up, total, b_up, inner, x, x_stride, rows, y, 0, start, stop)
+        for row in range(rows):
+            at = 4 * (row * total + start)
+            gate_into(y + at, gate + at, stop - start)
+
+
+def gated(
+    threads, tickets, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
+):  # fmt: skip
+    """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up), with `gate` (rows, total) to work in."""
+    piece = piece_rows(max(1, inner // BLOCK * BLOCK_BYTES))
+    share = share_rows(threads, total)
+    put_integer(tickets, 0)
+    if threads == 1:
+        drain_gated(
+            tickets, threads, share, piece, total, x, x_stride, rows, inner,
+            w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+        )  # fmt: skip
+    else:
+        for _ in prange(threads):
+            drain_gated(
+                tickets, threads, share, piece, total, x, x_stride, rows, inner,
+                w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+            )  # fmt: skip
+
+
+# The same for a matrix stored as (inner, out), as GPT-2's are: sums of its rows instead of dot products.
+
+
+def add_rows(weights, first, count, out, start, stop, x, y):
+    """y[start:stop] += x[first:first + count] · weights[first:first + count, start:stop], count 4 or 1."""
+    stay_apart()
+    whole = start + (stop - start) // LANES * LANES
+    w = weights + first * out * BYTES
+    step = out * BYTES
+    if count == 4:
+        a, b = spread(one_float32(x + 4 * first)), spread(one_float32(x + 4 * first + 4))
+        c, d = spread(one_float32(x + 4 * first + 8)), spread(one_float32(x + 4 * first + 12))
+        for at in range(start, whole, LANES):
+            place = w + at * BYTES
+            value = fma(a, load(place), load_float32(y + 4 * at))
+            value = fma(b, load(place + step), value)
+            value = fma(c, load(place + 2 * step), value)
+            store(y + 4 * at, fma(d, load(place + 3 * step), value))
+    else:
+        a = spread(one_float32(x + 4 * first))
+        for at in range(start, whole, LANES):
+            store(y + 4 * at, fma(a, load(w + at * BYTES), load_float32(y + 4 * at)))
+    for at in range(whole, stop):
+        value = one_float32(y + 4 * at)
+        for row in range(count):
+            value += one_float32(x + 4 * (first + row)) * one(w + row * step + at * BYTES)
+        put(y + 4 * at, value)
+
+
+def drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual):
+    """What one thread does: some outputs of every row, from the first input to the last."""
+    stay_apart()
+    piece = 256
+    while True:
+        start = take_ticket(tickets, piece)
+        if start >= out:
+            return
+        stop = min(start + piece, out)
+        for row in range(rows):
+            for at in range(start, stop):
+                put(y + 4 * (row * out + at), 0.0)
+        whole = inner // 4 * 4
+        for first in range(0, whole, 4):
+            for row in range(rows):
+                add_rows(weights, first, 4, out, start, stop, x + 4 * row * inner, y + 4 * row * out)
+        for first in range(whole, inner):
+            for row in range(rows):
+                add_rows(weights, first, 1, out, start, stop, x + 4 * row * inner, y + 4 * row * out)
+        finish(y, 4 * out, rows, start, stop, bias, residual)
+
+
+def linear_columns(threads, tickets, x, rows, inner, residual, weights, out, bias, y):
+    """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual."""
+    put_integer(tickets, 0)
+    if threads == 1:
+        drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual)
+    else:
+        for _ in prange(threads):
+            drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual)
