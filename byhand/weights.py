@@ -26,6 +26,7 @@ class Weight:
     """A matrix of (out, in) as it is stored: `format` says how `tensors` are to be read.
 
     float32, bfloat16, float16: one tensor of that dtype and shape, which may be a transposed view.
+    int8, int4: codes, and the scales of their groups (quantize.py).
     """
 
     format: str

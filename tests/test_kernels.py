@@ -10,11 +10,19 @@ import torch
 
 from byhand.errors import BadRequest
 from byhand.kernels import Kernels, backend, backends, reference
+from byhand.kernels.cpu import Cpu
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
+from byhand.quantize import QUANTIZED, quantize
 from byhand.weights import DTYPES, Weight
 
 EACH_BACKEND = pytest.mark.parametrize("kernels", [backend(name) for name in backends()], ids=backends())
+FORMATS = (*DTYPES, *QUANTIZED)
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 10
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def close(ours: torch.Tensor, truth: torch.Tensor, bound: float = 2e-6) -> bool:
@@ -44,27 +52,133 @@ def test_linear(kernels: Kernels, dtype: str, rows: int, transposed: bool, monke
 
 def test_linear_never_upcasts_a_whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    rows = reference._ROWS["bfloat16"]
+    rows = reference.ROWS["bfloat16"]
 
     def record(weight: Weight, which: slice) -> torch.Tensor:
         seen.append(rows(weight, which))
         return seen[-1]
 
-    monkeypatch.setitem(reference._ROWS, "bfloat16", record)
+    monkeypatch.setitem(reference.ROWS, "bfloat16", record)
     monkeypatch.setattr(reference, "BLOCK", 1000)
     reference.linear(torch.randn(1, 64), Weight.of(torch.randn(512, 64).bfloat16()))
     assert sum(len(block) for block in seen) == 512
     assert max(block.numel() for block in seen) <= 1000
 
 
+def make_weight(form: str, out: int, inner: int, *, transposed: bool = False, seed: int = 0) -> Weight:
+    """A random weight of any format."""
+    matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(seed))
+    if form in QUANTIZED:
+        return quantize(Weight.of(matrix), form)
+    matrix = matrix.to(DTYPES[form])
+    return Weight.of(matrix.T.contiguous().T if transposed else matrix)
+
+
+def exact(weight: Weight) -> torch.Tensor:
+    """What a weight means, in float64, read here by hand."""
+    if weight.format in DTYPES:
+        return weight.tensors[0].double()
+    codes, scales = weight.tensors
+    scales = scales.double()
+    if weight.format == "int8":
+        numbers = codes.double().view(len(codes), -1, 32) * scales[..., None]
+    else:
+        pairs = codes.view(len(codes), -1, 16)
+        steps = torch.stack((pairs % 16, pairs // 16), dim=2).flatten(2).double()
+        numbers = steps * scales[:, ::2, None] + scales[:, 1::2, None]
+    return numbers.flatten(1)[:, : weight.shape[1]]
+
+
 @EACH_BACKEND
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("out", [9, 30, 301])
+@pytest.mark.parametrize("inner", [8, 32, 96, 203])
+def test_linear_of_every_format_and_odd_size(kernels: Kernels, form: str, out: int, inner: int) -> None:
+    weight, bias = make_weight(form, out, inner), torch.randn(out)
+    for rows in range(1, 18):
+        x, residual = torch.randn(rows, inner), torch.randn(rows, out)
+        truth = x.double() @ exact(weight).T
+        assert close(kernels.linear(x, weight), truth, 1e-5)
+        before = residual.clone()
+        assert close(kernels.linear(x, weight, bias, residual), truth + bias + residual, 1e-5)
+        assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_work(form: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    kernels, weight = Cpu(threads=threads), make_weight(form, 1003, 160)
+    for rows in (1, 5):
+        x = torch.randn(rows, 160)
+        assert close(kernels.linear(x, weight), x.double() @ exact(weight).T, 1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding(kernels: Kernels, dtype: str) -> None:
-    matrix = torch.randn(20, 8).to(DTYPES[dtype])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("out", [3, 700])
+def test_weights_stored_in_columns(dtype: str, threads: int, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    kernels, weight = Cpu(threads=threads), make_weight(dtype, out, 107, transposed=True)
+    bias = torch.randn(out)
+    for rows in (1, 2, 7):
+        x, residual = torch.randn(rows, 107), torch.randn(rows, out)
+        truth = x.double() @ exact(weight).T + bias + residual
+        assert close(kernels.linear(x, weight, bias, residual), truth, 1e-5)
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_several_matrices_over_one_input(kernels: Kernels, form: str, rows: int) -> None:
+    weights = [make_weight(form, out, 70, seed=out) for out in (50, 7, 33)]
+    biases, x = [torch.randn(50), None, torch.randn(33)], torch.randn(rows, 70)
+    outs = kernels.linears(x, weights, biases)
+    assert len(outs) == 3
+    for out, weight, bias in zip(outs, weights, biases, strict=True):
+        assert close(out, x.double() @ exact(weight).T + (0 if bias is None else bias), 1e-5)
+
+
+@EACH_BACKEND
+def test_matrices_of_different_formats_over_one_input(kernels: Kernels) -> None:
+    weights, x = [make_weight("float32", 5, 40), make_weight("int8", 6, 40)], torch.randn(2, 40)
+    for out, weight in zip(kernels.linears(x, weights, (None, None)), weights, strict=True):
+        assert close(out, x.double() @ exact(weight).T, 1e-5)
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", [1, 6, 40])
+@pytest.mark.parametrize("size", [5, 83])
+def test_gated(kernels: Kernels, form: str, rows: int, size: int) -> None:
+    gate, up = (make_weight(form, size, 64, seed=seed) for seed in (1, 2))
+    gate_bias, up_bias, x = torch.randn(size), torch.randn(size), torch.randn(rows, 64)
+    left, right = x.double() @ exact(gate).T, x.double() @ exact(up).T
+    assert close(kernels.gated(x, gate, up), left * left.sigmoid() * right, 1e-5)
+    left, right = left + gate_bias, right + up_bias
+    assert close(kernels.gated(x, gate, up, gate_bias, up_bias), left * left.sigmoid() * right, 1e-5)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_fast_prefill_rounds_to_bfloat16_and_exact_does_not(form: str) -> None:
+    weight, x = make_weight(form, 60, 96), torch.randn(100, 96)
+    truth, bias = x.double() @ exact(weight).T, torch.randn(60)
+    assert close(Cpu(prefill="exact").linear(x, weight, bias), truth + bias, 1e-5)
+    fast = Cpu(prefill="fast").linear(x, weight, bias)
+    assert close(fast, truth + bias, 1e-2)
+    assert close(fast, truth + bias, 1e-5) == (form == "float32")
+    with pytest.raises(BadRequest, match="prefill is 'sloppy'"):
+        Cpu(prefill="sloppy")
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("form", FORMATS)
+def test_embedding(kernels: Kernels, form: str) -> None:
+    weight = make_weight(form, 20, 40)
     ids = torch.tensor([3, 19, 3, 0])
-    out = kernels.embedding(ids, Weight.of(matrix))
+    out = kernels.embedding(ids, weight)
     assert out.dtype == torch.float32
-    assert torch.equal(out, torch.stack([matrix[token].float() for token in ids.tolist()]))
+    assert close(out, exact(weight)[ids], 1e-7)
 
 
 @EACH_BACKEND
@@ -199,6 +313,43 @@ def test_attention_over_a_narrow_cache_is_still_summed_in_float32(kernels: Kerne
     ]
     assert out.dtype == torch.float32
     assert close(out, torch.stack(truth))
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (5, 1)])
+@pytest.mark.parametrize("head_dim", [16, 20, 64])
+def test_attend_rotates_writes_and_attends(
+    kernels: Kernels, dtype: str, rotated: bool, heads: tuple[int, int], head_dim: int
+) -> None:
+    num_heads, kv_heads = heads
+    caches = [KVCache([LayerSpec(kv_heads, head_dim)], 12, dtype=DTYPES[dtype]) for _ in range(2)]
+    for tensor in (*caches[0].keys, *caches[0].values, *caches[1].keys, *caches[1].values):
+        tensor.normal_(generator=torch.Generator().manual_seed(1))
+    # Two runs: one token at position 18, three from position 31 on, across a page's end.
+    slots = torch.tensor([4 * 16 + 2, 7 * 16 + 15, 9 * 16, 9 * 16 + 1])
+    empty = torch.zeros(4, dtype=torch.long)
+    batch = Batch(empty, empty, slots, (0, 1, 4), (19, 34), ((2, 4), (3, 7, 9)))
+    # Rows that lie apart, as parts of one fused product do.
+    wide = torch.randn(4, (num_heads + 2 * kv_heads) * head_dim)
+    q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
+    angles = (torch.rand(4, head_dim), torch.rand(4, head_dim)) if rotated else None
+    ours = kernels.attend(q, k, v, angles, caches[0], 0, batch, scale=0.2)
+    truth = reference.attend(q, k, v, angles, caches[1], 0, batch, scale=0.2)
+    assert close(ours, truth, 1e-5)
+    for mine, theirs in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+        assert torch.allclose(mine[0].float(), theirs[0].float(), rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_long_context_is_cut_in_parts(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    q, cache, batch, _ = ragged([(1500, 1), (700, 3), (3, 1)])
+    options = {**OPTIONS[name], "scale": 0.4}
+    truth = reference.attention(q, cache, 1, batch, **options)
+    assert close(Cpu(threads=threads).attention(q, cache, 1, batch, **options), truth, 1e-5)
 
 
 def test_attention_over_a_long_prompt_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:

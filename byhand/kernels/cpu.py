@@ -44,11 +44,16 @@ def _rows_apart(x: Tensor) -> Tensor:
 
 
 def _in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear` by bfloat16 products: both factors are rounded, the sums are float32's."""
-    out = torch.empty(x.shape[0], weight.shape[0])
+    """`reference.linear` by bfloat16 products: x, the weight and the result are rounded, the sums are float32's."""
+    rows = reference.ROWS[weight.format]
     x = x.bfloat16()
     if weight.format == "bfloat16":
-        torch.mm(x, weight.tensors[0].T, out_dtype=torch.float32, out=out)
+        out = (x @ weight.tensors[0].T).float()
+    else:
+        out = torch.empty(x.shape[0], weight.shape[0])
+        step = max(1, reference.BLOCK // weight.shape[1])
+        for start in range(0, weight.shape[0], step):
+            out[:, start : start + step] = x @ rows(weight, slice(start, start + step)).bfloat16().T
     return out if bias is None else out.add_(bias)
 
 
@@ -69,7 +74,7 @@ class _Matrix:
         self.numbers = codes.data_ptr()
         self.scales = weight.tensors[1].data_ptr() if len(weight.tensors) > 1 else 0
         if self.scales:
-            self.inner = weight.tensors[1].shape[1] * GROUP
+            self.inner = -(-self.inner // GROUP) * GROUP
 
 
 class _Plan:

@@ -20,15 +20,35 @@ def _float_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
     return weight.tensors[0][rows].float()
 
 
+def _int8_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
+    codes, scales = (tensor[rows].float() for tensor in weight.tensors)
+    groups = codes.view(*scales.shape, -1)  # (rows, groups, 32)
+    return (groups * scales[..., None]).flatten(1)[:, : weight.shape[1]]
+
+
+def _int4_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
+    pairs, lines = (tensor[rows] for tensor in weight.tensors)
+    scales, offsets = lines.float().view(len(lines), -1, 2, 1).unbind(2)  # (rows, groups, 1) each
+    pairs = pairs.view(len(pairs), scales.shape[1], -1)
+    groups = torch.cat((pairs & 15, pairs >> 4), dim=-1).float()  # (rows, groups, 32)
+    return (groups * scales + offsets).flatten(1)[:, : weight.shape[1]]
+
+
 # The one place that knows how a format becomes float32.
-_ROWS = {"float32": _float_rows, "bfloat16": _float_rows, "float16": _float_rows}
+ROWS = {
+    "float32": _float_rows,
+    "bfloat16": _float_rows,
+    "float16": _float_rows,
+    "int8": _int8_rows,
+    "int4": _int4_rows,
+}
 
 
 def linear(
     x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
-    rows = _ROWS[weight.format]
+    rows = ROWS[weight.format]
     out_features, in_features = weight.shape
     out = x.new_empty(x.shape[0], out_features)
     # In blocks of output rows, so that no float32 copy of a big head is ever held.
@@ -61,7 +81,7 @@ def gated(
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
     """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
-    return _ROWS[weight.format](weight, ids)
+    return ROWS[weight.format](weight, ids)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

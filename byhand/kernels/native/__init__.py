@@ -34,11 +34,11 @@ def _products(name: str) -> list[Kernel]:
     names = {
         "BLOCK": form.block,
         "BLOCK_BYTES": form.block_bytes,
-        "HAS_SCALES": form.scaled,
+        "SCALE_BYTES": form.scale_bytes,
         "BYTES": vectors.SIZES.get(name, 1),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
-        "one_by_one": vectors.tile(form, 1, 1, 2 if form.scaled else 4),
+        "one_by_one": vectors.tile(form, 1, 1, 2 if form.scale_bytes else 4),
         "four_by_one": vectors.tile(form, 4, 1),
         "four_by_two": vectors.tile(form, 4, 2),
         "four_by_four": vectors.tile(form, 4, 4),

@@ -27,7 +27,7 @@ from byhand.kernels.native.vectors import (
 )
 
 # Set by the maker of each format's kernels; these are float32's.
-BLOCK, BLOCK_BYTES, HAS_SCALES, BYTES = 16, 64, False, 4
+BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
 load, one = load_float32, one_float32
 one_by_one = tile(FORMATS["float32"], 1, 1, 4)
 four_by_one, four_by_two, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 4))
@@ -108,8 +108,8 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
     """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
     stay_apart()
     blocks = inner // BLOCK
-    stride = blocks * BLOCK_BYTES if HAS_SCALES else inner * BYTES
-    scale_stride = 2 * blocks
+    stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
+    scale_stride = SCALE_BYTES * blocks
     if rows == 1:
         for column in range(start, stop):
             w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
@@ -135,7 +135,7 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
             for row in range(rows):
                 here, out = x + row * x_stride, y + 4 * column + row * y_stride
                 one_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
-    if not HAS_SCALES and blocks * BLOCK != inner:
+    if not SCALE_BYTES and blocks * BLOCK != inner:
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
 
 

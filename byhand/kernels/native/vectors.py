@@ -98,23 +98,41 @@ def _load_int4(builder: Any, address: Any) -> list[Any]:
     # masked then, for lanes of 8 bits have no shifts of their own on x86.
     wide = builder.zext(_read(builder, address, ir.VectorType(_I8, LANES)), _INTS)
     halves = builder.and_(wide, _all_lanes(_I32, 15)), builder.lshr(wide, _all_lanes(_I32, 4))
-    return [builder.sitofp(builder.sub(half, _all_lanes(_I32, 8)), _FLOATS) for half in halves]
+    return [builder.sitofp(half, _FLOATS) for half in halves]
 
 
-def _load_scale(builder: Any, address: Any) -> Any:
+def _load_scale(builder: Any, address: Any) -> list[Any]:
     # One bfloat16, widened among the integers, which have nothing else to do.
     bits = builder.shl(builder.zext(_read(builder, address, _I16), _I32), _I32(16))
-    return _spread(builder, builder.bitcast(bits, _FLOAT))
+    return [_spread(builder, builder.bitcast(bits, _FLOAT))]
+
+
+def _load_line(builder: Any, address: Any) -> list[Any]:
+    # Scale and offset, two bfloat16 side by side, in one reading.
+    both = _spread(builder, _read(builder, address, _I32))
+    scale, offset = builder.shl(both, _all_lanes(_I32, 16)), builder.and_(both, _all_lanes(_I32, 0xFFFF0000))
+    return [builder.bitcast(bits, _FLOATS) for bits in (scale, offset)]
 
 
 class Format:
-    """How a weight row is read: `block` numbers at a time, which are `block_bytes` bytes, and their scale if any."""
+    """How a weight row is read: `block` numbers at a time, which are `block_bytes` bytes.
 
-    def __init__(self, block: int, block_bytes: int, load: Callable[[Any, Any], list[Any]], *, scaled: bool) -> None:
+    A quantised block has `scale_bytes` bytes more, elsewhere: what its codes are multiplied by, and what is added.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        block_bytes: int,
+        load: Callable[[Any, Any], list[Any]],
+        scale_bytes: int = 0,
+        load_scale: Callable[[Any, Any], list[Any]] = _load_scale,
+    ) -> None:
         self.block = block
         self.block_bytes = block_bytes
         self.load = load
-        self.scaled = scaled
+        self.scale_bytes = scale_bytes
+        self.load_scale = load_scale
 
 
 def _pair_of_int8(builder: Any, address: Any) -> list[Any]:
@@ -122,11 +140,11 @@ def _pair_of_int8(builder: Any, address: Any) -> list[Any]:
 
 
 FORMATS = {
-    "float32": Format(16, 64, lambda builder, address: [_load_float32(builder, address)], scaled=False),
-    "bfloat16": Format(16, 32, lambda builder, address: [_load_bfloat16(builder, address)], scaled=False),
-    "float16": Format(16, 32, lambda builder, address: [_load_float16(builder, address)], scaled=False),
-    "int8": Format(GROUP, 32, _pair_of_int8, scaled=True),
-    "int4": Format(GROUP, 16, _load_int4, scaled=True),
+    "float32": Format(16, 64, lambda builder, address: [_load_float32(builder, address)]),
+    "bfloat16": Format(16, 32, lambda builder, address: [_load_bfloat16(builder, address)]),
+    "float16": Format(16, 32, lambda builder, address: [_load_float16(builder, address)]),
+    "int8": Format(GROUP, 32, _pair_of_int8, 2),
+    "int4": Format(GROUP, 16, _load_int4, 4, _load_line),
 }
 
 
@@ -150,17 +168,26 @@ class _Tile:
     def _offset(self, address: Any, stride: Any, count: int) -> Any:
         return self.builder.add(address, self.builder.mul(stride, _I64(count)))
 
-    def _accumulate(self, place: tuple[int, int, int], weights: list[Any], x: list[Any], scale: Any) -> None:
+    def _accumulate(self, place: tuple[int, int, int], weights: list[Any], x: list[Any]) -> None:
         builder, total = self.builder, self.sums[place]
-        if scale is None:
-            value = builder.load(total)
-            for weight, activation in zip(weights, x, strict=True):
-                value = _fma(builder, weight, activation, value)
-        else:
-            part = builder.fmul(weights[0], x[0])
-            part = _fma(builder, weights[1], x[1], part)
-            value = _fma(builder, part, scale, builder.load(total))
+        value = builder.load(total)
+        for weight, activation in zip(weights, x, strict=True):
+            value = _fma(builder, weight, activation, value)
         builder.store(value, total)
+
+    def _accumulate_scaled(self, place: tuple[int, int, int], codes: list[Any], x: list[Any], line: list[Any]) -> None:
+        # (Σ code · x) · scale + offset · Σ x: cheaper than to scale every code, while there is but one row.
+        builder, total = self.builder, self.sums[place]
+        part = _fma(builder, codes[1], x[1], builder.fmul(codes[0], x[0]))
+        value = _fma(builder, part, line[0], builder.load(total))
+        if len(line) > 1:
+            value = _fma(builder, line[1], builder.fadd(x[0], x[1]), value)
+        builder.store(value, total)
+
+    def _scaled(self, codes: list[Any], line: list[Any]) -> list[Any]:
+        if len(line) == 1:
+            return [self.builder.fmul(code, line[0]) for code in codes]
+        return [_fma(self.builder, code, *line) for code in codes]
 
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
         weights, weight_stride, scales, scale_stride, x, x_stride = arguments
@@ -172,17 +199,17 @@ class _Tile:
             parts = range(0, form.block, LANES)
             activations.append([_load_float32(builder, builder.add(address, _I64(4 * part))) for part in parts])
         for column in range(self.columns):
-            address = builder.add(
-                self._offset(weights, weight_stride, column), builder.mul(block, _I64(form.block_bytes))
-            )
-            values, scale = form.load(builder, address), None
-            if form.scaled:
-                place = builder.add(self._offset(scales, scale_stride, column), builder.mul(block, _I64(2)))
-                scale = _load_scale(builder, place)
-                if self.rows > 1:
-                    values, scale = [builder.fmul(value, scale) for value in values], None
+            at = builder.mul(block, _I64(form.block_bytes))
+            values = form.load(builder, builder.add(self._offset(weights, weight_stride, column), at))
+            if form.scale_bytes:
+                at = builder.mul(block, _I64(form.scale_bytes))
+                line = form.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
+                if self.rows == 1:
+                    self._accumulate_scaled((column, 0, turn), values, activations[0], line)
+                    continue
+                values = self._scaled(values, line)
             for row in range(self.rows):
-                self._accumulate((column, row, turn), values, activations[row], scale)
+                self._accumulate((column, row, turn), values, activations[row])
 
     def write(self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any) -> None:
         """The loop in turns of `unroll` blocks, what is left block by block, and the sums into memory."""
