@@ -23,7 +23,7 @@ STYLE = """<style>
 .byhand .special{opacity:.6}
 .byhand .below{display:block;font-size:11px;opacity:.75;text-align:center}
 .byhand .quiet{opacity:.65;font-size:12px}
-.byhand table{border-collapse:collapse;margin:6px 0}
+.byhand table{border-collapse:collapse;margin:6px 0;font-size:13px}
 .byhand th{font-weight:600;text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid rgba(128,128,128,.4)}
 .byhand td{text-align:left;padding:2px 12px 2px 0;border:0;white-space:nowrap;vertical-align:middle}
 .byhand td.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -99,9 +99,10 @@ def _candidate_row(candidate: Candidate, step: Step) -> str:
     kind = "taken" if taken else "cut" if candidate.removed_by else ""
     note = f"cut by {escape(candidate.removed_by)}" if candidate.removed_by else "taken" if taken else ""
     raw = exp(candidate.logprob)
+    after = "—" if candidate.removed_by else f"{_bar(candidate.prob)} {candidate.prob:.1%}"
     return (
         f'<tr class="{kind}"><td><code>{visible(candidate.token.text)}</code></td>'
-        f"<td>{_bar(raw)} {raw:.1%}</td><td>{_bar(candidate.prob)} {candidate.prob:.1%}</td>"
+        f"<td>{_bar(raw)} {raw:.1%}</td><td>{after}</td>"
         f'<td class="quiet">{note}</td></tr>'
     )
 

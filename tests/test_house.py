@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "weights": DATA,
     "convert": DATA | {"hub", "weights", "models", "kernels"},
     "rope": DATA,
+    "quantize": BASE | {"weights"},
     "text": DATA,
     "kernels": DATA | {"kv_cache", "weights"},
     "layers": DATA | {"kv_cache", "weights", "kernels"},
