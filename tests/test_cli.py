@@ -20,6 +20,7 @@ from byhand.cli.main import build_parser, main
 from byhand.cli.manual import renewed
 from byhand.cli.models import architectures, cached_models
 from byhand.cli.options import given_sampling, model_name, parse_settings, typed_fields
+from byhand.engine.engine import Engine
 from byhand.run import Run
 from byhand.verify import Report, Row
 from tests.conftest import tiny_llama
@@ -173,6 +174,20 @@ def test_watch_and_steps_show_the_same_tokens(cli: Cli, llm: LLM) -> None:
     assert [int(line.split()[1]) for line in lines[1:]] == done.ids
 
 
+def test_a_terminal_gets_control_characters_escaped_and_a_pipe_the_text(
+    cli: Cli, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escape = str(llm.tokenizer.one_token("\x1b"))
+    flags = ["run", "dog", "--allowed-ids", escape, "--max-tokens", "2"]
+    assert cli(*flags) == 0
+    assert cli.out == "\x1b\x1b\n"
+    monkeypatch.setattr("byhand.cli.run.is_terminal", lambda stream: True)
+    assert cli(*flags) == 0
+    assert cli.out == "\\x1b\\x1b\n"
+    assert cli.err.startswith("dog"), "the prompt stands before the continuation, as talk"
+    assert "stopped at max_tokens 2" in cli.err
+
+
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C come while token number `count` is made."""
     plain_step = Run.step
@@ -284,12 +299,17 @@ def test_step_does_what_is_typed(cli: Cli, llm: LLM, tmp_path: Path) -> None:
     assert cli.out.rstrip().endswith((PROMPT + run.text).splitlines()[-1].rstrip())
 
 
-def test_enter_computes_every_position_once(cli: Cli, tmp_path: Path) -> None:
-    target = tmp_path / "r.json"
-    assert cli("step", PROMPT, "--record", str(target), stdin="\n\n\n\n") == 0
-    steps = Record.load(target).steps
-    assert [step.positions_computed for step in steps[1:]] == [1, 1, 1]
-    assert [step.phase for step in steps] == ["prefill", "decode", "decode", "decode"]
+def test_enter_computes_every_position_once(cli: Cli, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    plain_forward = Engine.forward
+
+    def forward(self: Engine, chunks: Any, **options: Any) -> Any:
+        computed.extend(chunk.rows for chunk in chunks)
+        return plain_forward(self, chunks, **options)
+
+    monkeypatch.setattr(Engine, "forward", forward)
+    assert cli("step", PROMPT, stdin="\n\n\n\n") == 0
+    assert computed == [len(llm.encode(PROMPT)), 1, 1, 1, 1]
 
 
 def test_step_forks_and_lists_branches(cli: Cli) -> None:
@@ -510,6 +530,26 @@ def test_models_describes_what_it_cannot_open(cli: Cli, tmp_path: Path) -> None:
     assert "mamba  byhand has no such architecture" in cli.out
 
 
+def test_models_describes_a_hub_id_before_its_weights_are_here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((cli.folder / "config.json").read_bytes())
+    asked: list[object] = []
+
+    def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
+        asked.append((name, revision, weights))
+        return tmp_path
+
+    monkeypatch.setattr("byhand.hub.fetch", fetch)
+    found = cli.json("models", "some/model", "--revision", "abc")
+    assert asked == [("some/model", "abc", False)]
+    assert (found["name"], found["weights"], found["tokenizer"]) == ("some/model", None, None)
+    assert cli("models", "some/model") == 0
+    assert "not fetched yet" in cli.out
+    (tmp_path / "model.safetensors").write_bytes((cli.folder / "model.safetensors").read_bytes())
+    assert cli.json("models", "some/model")["weights"]["parameters"] > 0
+
+
 def test_convert_writes_a_folder_that_opens(cli: Cli, tmp_path: Path) -> None:
     target = tmp_path / "half"
     assert cli("convert", str(cli.folder), str(target), "--dtype", "bfloat16") == 0
@@ -565,13 +605,18 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_terminals_without_unicode() -> None:
+def test_terminals_without_unicode(tiny_folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = python("tokenize", "a → 漢", env=environment)
+    (tmp_path / "é👍.safetensors").symlink_to(tiny_folder / "model.safetensors")
+    (tmp_path / "config.json").symlink_to(tiny_folder / "config.json")
+    file = str(tmp_path / "é👍.safetensors")
+    done = python("models", file, env=environment)
     assert done.returncode == 0
-    assert done.stdout.isascii()
-    done = python("tokenize", "a → 漢", "--json", env=environment)
-    assert json.loads(done.stdout)["model"] == "byhand-tiny"
+    assert rb"\xe9\U0001f44d" in done.stdout
+    done = python("models", file, "--json", env=environment)
+    assert json.loads(done.stdout)["name"] == "é👍"
+    done = python("tokenize", "a → 漢", env=environment)
+    assert (done.returncode, done.stdout.isascii()) == (0, True)
 
 
 def test_tokenize_loads_no_torch() -> None:

@@ -289,6 +289,13 @@ def test_a_token_from_further_down_is_shown_too() -> None:
     assert "5.0%" in line
 
 
+def test_nothing_is_left_of_nearly_all() -> None:
+    top = tuple(replace(each, logprob=log(0.4999999)) for each in make_step(["a", "b"]).top)
+    console, stream = screen(80)
+    print_candidates(console, make_step(["a", "b"], top=top), 4)
+    assert stream.getvalue().splitlines()[-1].split()[2] == "0.0%"
+
+
 def test_greedy_shows_one_bar() -> None:
     top = tuple(replace(each, prob=float(each.rank == 1), removed_by=None) for each in make_step(["a", "b"]).top)
     console, stream = screen(80)
@@ -380,6 +387,7 @@ def flowed(texts: list[str], width: int) -> list[str]:
 
 def test_words_move_down_whole() -> None:
     assert flowed(["one", " two", " three", " fo", "ur", "teen", " five"], 16) == ["one two three ", "fourteen five"]
+    assert flowed(["one two", " thr", "eent", "h"], 16) == ["one two ", "threenth"]
     assert flowed(["ab", "\n\ncd ef"], 16) == ["ab", "", "cd ef"]
     assert flowed(["x" * 40], 16) == ["x" * 40], "what fits no line is left to the terminal"
 
@@ -389,6 +397,9 @@ def test_words_move_down_whole() -> None:
 def test_the_flow_loses_nothing(texts: list[str], width: int) -> None:
     lines = flowed(texts, width)
     assert "".join("".join(lines).split()) == "".join("".join(texts).split())
+    for word in "".join(texts).split():
+        if columns(word) == len(word) < width:
+            assert any(word in line for line in lines), "a word stays whole"
     longest_word = max((columns(word) for word in "".join(texts).split()), default=0)
     if longest_word < width:
         assert all(columns(line) < width for line in lines)
@@ -410,6 +421,7 @@ def test_in_a_pipe_the_flow_is_the_text() -> None:
     [
         ("", words.Take()),
         ("3", words.Choose(3)),
+        (" ", words.Insert(" ")),
         (" purple", words.Insert(" purple")),
         ("purple rain", words.Insert("purple rain")),
         ("rather", words.Insert("rather")),
