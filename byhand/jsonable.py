@@ -171,8 +171,13 @@ def finish_from_json(at: Reader) -> FinishReason | None:
 
 
 def step_from_json(at: Reader) -> Step:
-    """A Step."""
+    """A Step; every stage of its chain must speak of every candidate."""
     margin = at.maybe("margin", float)
+    chain = tuple(stage_from_json(item) for item in at.objects("chain"))
+    top = tuple(candidate_from_json(item) for item in at.objects("top"))
+    for place, stage in enumerate(chain):
+        if len(stage.logits) != len(top):
+            raise RecordError(f"{at.where}.chain[{place}].logits has {len(stage.logits)} entries, top has {len(top)}")
     return Step(
         index=at.get("index", int),
         position=at.get("position", int),
@@ -183,8 +188,8 @@ def step_from_json(at: Reader) -> Step:
         entropy=at.get("entropy", float),
         margin=inf if margin is None else margin,
         tail_mass=at.get("tail_mass", float),
-        top=tuple(candidate_from_json(item) for item in at.objects("top")),
-        chain=tuple(stage_from_json(item) for item in at.objects("chain")),
+        top=top,
+        chain=chain,
         draw=None if at.raw("draw") is None else draw_from_json(Reader(at.raw("draw"), f"{at.where}.draw")),
         forced=at.get("forced", bool),
         phase=at.get("phase", str),

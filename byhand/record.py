@@ -147,7 +147,7 @@ class Record:
     def load(cls, path: str | Path) -> Record:
         """Read a document; RecordError says in one sentence what is wrong with it."""
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except OSError as error:
             raise RecordError(f"cannot read the record {path}: {error.strerror}") from None
         except (ValueError, RecursionError):
@@ -178,6 +178,10 @@ class Record:
         )
         _check_consistent(record, at)
         return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _settings(run: Run) -> tuple[tuple[int, SamplingParams], ...]:

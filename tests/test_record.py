@@ -136,6 +136,7 @@ def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("steps.0.rank", True, r"record.steps\[0\].rank is 'True', not int"),
         ("steps.1.top.0.logprob", None, r"steps\[1\].top\[0\].logprob is 'None', not float"),
         ("steps.1.token.bytes", [300], r"steps\[1\].token.bytes holds a value outside 0 to 255"),
+        ("steps.0.chain.0.logits", [1.0], r"steps\[0\].chain\[0\].logits has 1 entries, top has 10"),
         ("steps.1", 5, r"record.steps\[1\] is no object"),
         ("steps.1.index", 7, r"record.steps\[1\] says index 7"),
         ("ids.0", 99, "record.ids are not the prompt's ids and the steps'"),
@@ -154,7 +155,7 @@ def test_a_bad_record_is_one_sentence(steered: Run, path: str, value: Any, messa
         Record.from_json(document)
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[" * 200_000, "[1]", "{}", '{"format": "byhand.record"}'])
+@pytest.mark.parametrize("text", ["", "not json", "[" * 200_000, "[1]", "{}", '{"format": NaN}', '{"format": "byhand.record"}'])
 def test_a_file_that_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(RecordError):
