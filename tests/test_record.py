@@ -155,7 +155,10 @@ def test_a_bad_record_is_one_sentence(steered: Run, path: str, value: Any, messa
         Record.from_json(document)
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[" * 200_000, "[1]", "{}", '{"format": NaN}', '{"format": "byhand.record"}'])
+NO_RECORDS = ["", "not json", "[" * 200_000, "[1]", "{}", '{"format": NaN}', '{"format": "byhand.record"}']
+
+
+@pytest.mark.parametrize("text", NO_RECORDS)
 def test_a_file_that_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     with pytest.raises(RecordError):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from byhand.errors import BadRequest
 from byhand.kernels import native, reference
-from byhand.kernels.native.vectors import GROUP
+from byhand.kernels.native.tiles import GROUP
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
@@ -41,6 +41,14 @@ def _address(tensor: Tensor | None) -> int:
 def _rows_apart(x: Tensor) -> Tensor:
     """x (N, size) with each row in one piece; the rows may lie apart."""
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _row_places(x: Tensor | None) -> tuple[int, int]:
+    """The address of x's first row, and the bytes from row to row."""
+    if x is None:
+        return 0, 0
+    assert x.stride(1) == 1
+    return x.data_ptr(), 4 * x.stride(0)
 
 
 def _in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -196,14 +204,8 @@ class Cpu:
         rows, inner = x.shape[0], matrix.inner
         self._run(
             f"linear_{matrix.format}",
-            self._threads_for(rows * inner * outs),
-            self._tickets.data_ptr(),
-            x.data_ptr(),
-            4 * inner,
-            rows,
-            inner,
-            _address(residual),
-            *arguments,
+            *(self._threads_for(rows * inner * outs), self._tickets.data_ptr()),
+            *(x.data_ptr(), 4 * inner, rows, inner, _address(residual), *arguments),
         )
 
     def _linear_columns(
@@ -215,16 +217,8 @@ class Cpu:
         rows, inner = x.shape
         self._run(
             f"linear_columns_{matrix.format}",
-            self._threads_for(rows * inner * matrix.out),
-            self._tickets.data_ptr(),
-            x.data_ptr(),
-            rows,
-            inner,
-            _address(residual),
-            matrix.numbers,
-            matrix.out,
-            _address(bias),
-            y.data_ptr(),
+            *(self._threads_for(rows * inner * matrix.out), self._tickets.data_ptr()),
+            *(x.data_ptr(), rows, inner, _address(residual), matrix.numbers, matrix.out, _address(bias), y.data_ptr()),
         )
 
     def _padded(self, x: Tensor, matrix: _Matrix) -> Tensor:
@@ -244,21 +238,10 @@ class Cpu:
         y = torch.empty(rows, first.out)
         self._run(
             f"gated_{first.format}",
-            self._threads_for(rows * first.inner * first.out),
-            self._tickets.data_ptr(),
-            x.data_ptr(),
-            4 * first.inner,
-            rows,
-            first.inner,
-            first.out,
-            first.numbers,
-            first.scales,
-            _address(gate_bias),
-            self._scratch(rows * first.out),
-            second.numbers,
-            second.scales,
-            _address(up_bias),
-            y.data_ptr(),
+            *(self._threads_for(rows * first.inner * first.out), self._tickets.data_ptr()),
+            *(x.data_ptr(), 4 * first.inner, rows, first.inner, first.out),
+            *(first.numbers, first.scales, _address(gate_bias), self._scratch(rows * first.out)),
+            *(second.numbers, second.scales, _address(up_bias), y.data_ptr()),
         )
         return y
 
@@ -353,9 +336,8 @@ class Cpu:
     ) -> Tensor:
         if self._plan is None or self._plan.batch is not batch:
             self._plan = _Plan(batch)
-        plan = self._plan
-        keys, values = cache.keys[layer], cache.values[layer]
-        if plan.most_rows >= MANY_QUERIES or keys.dtype not in FORMATS:
+        keys = cache.keys[layer]
+        if self._plan.most_rows >= MANY_QUERIES or keys.dtype not in FORMATS:
             if k is not None and v is not None:
                 q = reference.write(q, k, v, angles, cache, layer, batch)
             else:
@@ -363,45 +345,37 @@ class Cpu:
             return reference.attention(
                 q, cache, layer, batch, scale=scale, window=window, softcap=softcap, slopes=slopes, sinks=sinks
             ).flatten(1)
-        rows, head_dim = q.shape[0], keys.shape[3]
+        where = (batch.slots.data_ptr(), q.shape[0], keys.data_ptr(), cache.values[layer].data_ptr())
+        options = (scale, softcap or 0.0, _address(slopes), _address(sinks))
+        return self._attend_to_pages(self._plan, q, k, v, angles, keys, where, window or 0, options)
+
+    def _attend_to_pages(
+        self,
+        plan: _Plan,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        angles: Angles | None,
+        keys: Tensor,
+        where: tuple[int, ...],
+        window: int,
+        options: tuple[float, ...],
+    ) -> Tensor:
+        rows, (kv_heads, head_dim) = q.shape[0], keys.shape[2:]
         heads = q.shape[1] // head_dim
-        seen = plan.longest if window is None else min(window, plan.longest)
+        seen = min(window, plan.longest) if window else plan.longest
         threads = self._threads_for(rows * seen * heads * head_dim * 2)
+        # Parts enough that the threads end together, and none so short that putting them together costs more.
         parts = 1 if threads == 1 else max(1, min(-(-4 * threads // rows), seen // 64))
-        cos, sin = angles if angles is not None else (None, None)
-        q = _rows_apart(q)
-        k, v = (None, None) if k is None or v is None else (_rows_apart(k), _rows_apart(v))
+        cos, sin = (0, 0) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
+        q, key_rows, value_rows = _rows_apart(q), _row_places(k), _row_places(v)
         out = torch.empty(rows, heads * head_dim)
         count = rows * parts * heads * (2 + head_dim + PAGE_SIZE)
         work = self._scratch(count + rows * heads * head_dim)
         self._run(
             f"attention_{FORMATS[keys.dtype]}",
-            threads,
-            self._tickets.data_ptr(),
-            q.data_ptr(),
-            4 * q.stride(0),
-            _address(k),
-            4 * k.stride(0) if k is not None else 0,
-            _address(v),
-            4 * v.stride(0) if v is not None else 0,
-            _address(cos),
-            _address(sin),
-            batch.slots.data_ptr(),
-            rows,
-            keys.data_ptr(),
-            values.data_ptr(),
-            plan.rows.data_ptr(),
-            heads,
-            keys.shape[2],
-            head_dim,
-            window or 0,
-            parts,
-            scale,
-            softcap or 0.0,
-            _address(slopes),
-            _address(sinks),
-            work,
-            work + 4 * count,
-            out.data_ptr(),
+            *(threads, self._tickets.data_ptr(), q.data_ptr(), 4 * q.stride(0), *key_rows, *value_rows, cos, sin),
+            *(*where, plan.rows.data_ptr(), heads, kv_heads, head_dim, window, parts, *options),
+            *(work, work + 4 * count, out.data_ptr()),
         )
         return out

@@ -1,6 +1,7 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
-Read in this order: vectors (registers), products, rows, attention (the arithmetic), compiled (when it is compiled).
+Read in this order: llvm and vectors (registers), tiles (formats), products, rows, attention (the arithmetic),
+compiled (when it is compiled).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import products, rows, vectors
+from byhand.kernels.native import products, rows, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -26,7 +27,7 @@ def _kernel(function: Any, *, parallel: bool) -> Kernel:
 
 
 def _products(name: str) -> list[Kernel]:
-    form = vectors.FORMATS[name]
+    form = tiles.FORMATS[name]
     templates = [
         products.add_tails, products.multiply_rows, products.share_of, products.drain, products.drain_gated,
         products.linear, products.gated, products.add_rows, products.drain_columns, products.linear_columns,
@@ -38,10 +39,10 @@ def _products(name: str) -> list[Kernel]:
         "BYTES": vectors.SIZES.get(name, 1),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
-        "one_by_one": vectors.tile(form, 1, 1, 2 if form.scale_bytes else 4),
-        "four_by_one": vectors.tile(form, 4, 1),
-        "four_by_two": vectors.tile(form, 4, 2),
-        "four_by_four": vectors.tile(form, 4, 4),
+        "one_by_one": tiles.tile(form, 1, 1, 2 if form.scale_bytes else 4),
+        "four_by_one": tiles.tile(form, 4, 1),
+        "four_by_two": tiles.tile(form, 4, 2),
+        "four_by_four": tiles.tile(form, 4, 4),
     }
     scope = specialise(templates, names, name)
     made = ("linear", "gated", "linear_columns") if name in FLOATS else ("linear", "gated")
@@ -50,12 +51,17 @@ def _products(name: str) -> list[Kernel]:
 
 def _attention(name: str) -> list[Kernel]:
     page = attention_page
-    templates = [page.dot, page.weigh, page.write_row, page.score_page, page.attend_part, page.write, page.drain]
+    templates = [page.write_row, page.score_some, page.weigh_some, page.attend_part, page.write, page.drain]
+    form = tiles.FORMATS[name]
+    counts = ("one", "two", "three", "four")
     names = {
         "BYTES": vectors.SIZES[name],
-        "load": vectors.LOADS[name],
         "one": vectors.ONES[name],
         "put_one": vectors.PUTS[name],
+        "mix_narrow": tiles.mixture(form, 1, 1),
+        **{f"mix_{count}": tiles.mixture(form, rows, 4) for rows, count in enumerate(counts, 1)},
+        **{f"{count}_heads": tiles.tile(form, 4, rows) for rows, count in enumerate(counts, 1)},
+        "one_head": tiles.tile(form, 4, 1),
     }
     scope = specialise([*templates, page.attention], names, name)
     return [_kernel(scope["attention"].py_func, parallel=True)]

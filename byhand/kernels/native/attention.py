@@ -5,7 +5,7 @@ along as pages are read (Milakov and Gimelshein, arXiv:1805.02867); the context 
 threads, whose sums are put together at the end (as in Flash-Decoding). A thread reads a page for all heads before the
 next, so memory is read in order and grouped heads share it.
 
-Templates, made for each dtype of the cache: `load`, `one`, `put_one` and `BYTES` are that dtype's. Arguments are
+Templates, made for each dtype of the cache: BYTES … mix_narrow are that dtype's. Arguments are
 addresses and counts (int64), or float32 numbers; q and out are (rows, heads, head_dim) float32.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 from numba import prange
 
 from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.tiles import FORMATS, mixture, tile
 from byhand.kernels.native.vectors import (
-    LANES,
     exp,
     fma,
     highest,
@@ -34,38 +35,13 @@ from byhand.kernels.native.vectors import (
 )
 
 BYTES = 4
-load, one, put_one = load_float32, one_float32, put
+one, put_one = one_float32, put
+one_head, two_heads, three_heads, four_heads = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 3, 4))
+mix_one, mix_two, mix_three, mix_four = (mixture(FORMATS["float32"], rows, 4) for rows in (1, 2, 3, 4))
+mix_narrow = mixture(FORMATS["float32"], 1, 1)
 
 PAGE = LANES
 MINUS_INFINITY = float("-inf")
-
-
-def dot(q, key, head_dim):
-    """q · key."""
-    whole = head_dim // LANES * LANES
-    sums = spread(0.0)
-    for at in range(0, whole, LANES):
-        sums = fma(load_float32(q + 4 * at), load(key + BYTES * at), sums)
-    result = total(sums)
-    for at in range(whole, head_dim):
-        result += one_float32(q + 4 * at) * one(key + BYTES * at)
-    return result
-
-
-def weigh(sums, weights, values, stride, first, last, head_dim):
-    """sums += Σ weights[i] · values[i] for i in first:last; values lie `stride` bytes apart."""
-    stay_apart()
-    whole = head_dim // LANES * LANES
-    for at in range(0, whole, LANES):
-        value = load_float32(sums + 4 * at)
-        for i in range(first, last):
-            value = fma(spread(one_float32(weights + 4 * i)), load(values + i * stride + BYTES * at), value)
-        store(sums + 4 * at, value)
-    for at in range(whole, head_dim):
-        number = one_float32(sums + 4 * at)
-        for i in range(first, last):
-            number += one_float32(weights + 4 * i) * one(values + i * stride + BYTES * at)
-        put(sums + 4 * at, number)
 
 
 @inlined
@@ -126,15 +102,61 @@ def write_row(x, cache, count):
         put_one(cache + BYTES * at, one_float32(x + 4 * at))
 
 
-def score_page(q, keys, stride, scores, first, last, heads, kv_heads, head_dim):
-    """scores[head, i] = q[head] · keys[i] for i in first:last; every lane beside them is 0."""
+def score_some(q, keys, stride, scores, count, head_dim):
+    """scores[head, i] = q[head] · keys[i] for `count` heads and all keys of a page."""
     stay_apart()
-    group = heads // kv_heads
-    for head in range(heads):
-        key = keys + (head // group) * head_dim * BYTES
-        store(scores + 4 * PAGE * head, spread(0.0))
-        for i in range(first, last):
-            put(scores + 4 * (PAGE * head + i), dot(q + 4 * head * head_dim, key + i * stride, head_dim))
+    blocks = head_dim // LANES
+    row = 4 * head_dim
+    for i in range(0, PAGE, 4):
+        key, out = keys + i * stride, scores + 4 * i
+        head = 0
+        while head + 4 <= count:
+            four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+            head += 4
+        if count - head == 3:
+            three_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+        elif count - head == 2:
+            two_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+        elif count - head == 1:
+            one_head(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+    for at in range(blocks * LANES, head_dim):
+        for head in range(count):
+            number = one_float32(q + 4 * (head * head_dim + at))
+            for i in range(PAGE):
+                place = scores + 4 * (PAGE * head + i)
+                put(place, one_float32(place) + number * one(keys + i * stride + BYTES * at))
+
+
+def weigh_some(sums, weights, values, stride, first, last, count, head_dim):
+    """sums[head] += Σ weights[head, i] · values[i] for `count` heads and i in first:last."""
+    stay_apart()
+    row = 4 * head_dim
+    at = 0
+    while at + 4 * LANES <= head_dim:
+        head = 0
+        while head + 4 <= count:
+            here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
+            mix_four(here, row, by, 4 * PAGE, of, stride, first, last)
+            head += 4
+        here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
+        if count - head == 3:
+            mix_three(here, row, by, 4 * PAGE, of, stride, first, last)
+        elif count - head == 2:
+            mix_two(here, row, by, 4 * PAGE, of, stride, first, last)
+        elif count - head == 1:
+            mix_one(here, row, by, 4 * PAGE, of, stride, first, last)
+        at += 4 * LANES
+    while at + LANES <= head_dim:
+        for head in range(count):
+            here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
+            mix_narrow(here, row, by, 4 * PAGE, of, stride, first, last)
+        at += LANES
+    for tail in range(at, head_dim):
+        for head in range(count):
+            number = one_float32(sums + head * row + 4 * tail)
+            for i in range(first, last):
+                number += one_float32(weights + 4 * (PAGE * head + i)) * one(values + i * stride + BYTES * tail)
+            put(sums + head * row + 4 * tail, number)
 
 
 @inlined
@@ -182,13 +204,16 @@ def attend_part(
     for page in range(low // PAGE, (high + PAGE - 1) // PAGE):
         start = integer(table + 8 * page) * PAGE * stride
         first, last = max(low - page * PAGE, 0), min(high - page * PAGE, PAGE)
-        score_page(q, keys + start, stride, scores, first, last, heads, kv_heads, head_dim)
+        for kv_head in range(kv_heads):
+            head, place = kv_head * group, keys + start + kv_head * head_dim * BYTES
+            score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim)
         for head in range(heads):
             value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
             soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
-        for head in range(heads):
-            place = values + start + (head // group) * head_dim * BYTES
-            weigh(sums + 4 * head * head_dim, scores + 4 * PAGE * head, place, stride, first, last, head_dim)
+        for kv_head in range(kv_heads):
+            head, place = kv_head * group, values + start + kv_head * head_dim * BYTES
+            sums_of, weights = sums + 4 * head * head_dim, scores + 4 * PAGE * head
+            weigh_some(sums_of, weights, place, stride, first, last, group, head_dim)
 
 
 @inlined

@@ -9,9 +9,9 @@ from __future__ import annotations
 from numba import prange
 
 from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.tiles import FORMATS, tile
 from byhand.kernels.native.vectors import (
-    FORMATS,
-    LANES,
     fma,
     highest,
     load_float32,
@@ -23,7 +23,6 @@ from byhand.kernels.native.vectors import (
     stay_apart,
     store,
     take_ticket,
-    tile,
 )
 
 # Set by the maker of each format's kernels; these are float32's.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import gate_into
-from byhand.kernels.native.vectors import LANES, fma, load_float32, one_float32, put, spread, store, total
+from byhand.kernels.native.vectors import fma, load_float32, one_float32, put, spread, store, total
 
 
 def rms_norm(x, weight, eps, y, rows, size):
