@@ -25,7 +25,7 @@ test: $(VENV)/.test
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full" -n auto
 
 campaign: $(VENV)/.test
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m full -n auto
+	@HYPOTHESIS_PROFILE=explore $(ONE_THREAD) $(BIN)/python -m pytest -m full -n auto
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check .

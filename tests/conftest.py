@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from byhand import LLM
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 torch.set_num_threads(1)
+
+# The same examples every time, so that a change is judged and not the dice; HYPOTHESIS_PROFILE=explore throws them.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TEXT = "the quick brown fox jumps over a lazy dog, and then the dog sleeps. one two three: red, green, blue. " * 8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -96,9 +97,19 @@ class Runs(RuleBasedStateMachine):
         assert self.llm.engine.pages_in_use == 0
 
 
-def test_any_sequence_of_operations(tiny_folder: Path) -> None:
+def run_sequences(tiny_folder: Path, max_examples: int) -> None:
+    """Let hypothesis make up sequences, and shrink one that fails."""
     Runs.llm, Runs.other = LLM(tiny_folder), LLM(tiny_folder)  # type: ignore[attr-defined]
     Runs.TestCase.settings = settings(
-        max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=max_examples, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
     Runs.TestCase("runTest").runTest()
+
+
+def test_any_sequence_of_operations(tiny_folder: Path) -> None:
+    run_sequences(tiny_folder, 60)
+
+
+@pytest.mark.full
+def test_very_many_sequences_of_operations(tiny_folder: Path) -> None:
+    run_sequences(tiny_folder, 2000)

@@ -242,8 +242,10 @@ def test_the_less_likely_the_redder() -> None:
 # Views
 
 
-# Nobody agrees on how wide the unassigned are.
-WORDS = st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1, max_size=12)
+# Nobody agrees on how wide the unassigned are, nor a skin tone that stands on something that has no skin.
+SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
+LETTERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters=SKIN_TONES)
+WORDS = st.text(LETTERS, min_size=1, max_size=12)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([60, 72, 80, 100, 120]))
