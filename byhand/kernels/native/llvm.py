@@ -1,0 +1,104 @@
+"""How LLVM is asked for arithmetic on sixteen float32 at once: what vectors.py and tiles.py are written with.
+
+Everything is LLVM's generic vector arithmetic, which it lowers to AVX-512, to two AVX2 registers or to four NEON
+ones alike; nothing here names a processor. Memory is named by addresses (int64, bytes); reading needs no alignment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils as _cgutils
+
+LANES = 16
+
+cgutils: Any = _cgutils  # it has no types
+FLOAT, HALF = ir.FloatType(), ir.HalfType()
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+FLOATS = ir.VectorType(FLOAT, LANES)
+INTS = ir.VectorType(I32, LANES)
+
+
+def all_lanes(kind: ir.Type, value: float) -> ir.Constant:
+    """A constant in every lane."""
+    return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
+
+
+def spread(builder: Any, value: Any) -> Any:
+    """A scalar in every lane."""
+    kind = ir.VectorType(value.type, LANES)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(INTS, [0] * LANES))
+
+
+def read(builder: Any, address: Any, kind: ir.Type) -> Any:
+    """What lies at an address."""
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
+
+
+def call(builder: Any, name: str, result: ir.Type, arguments: list[Any], fastmath: tuple[str, ...] = ()) -> Any:
+    """A call of one of LLVM's intrinsics."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, arguments, fastmath=fastmath)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c."""
+    # fmuladd, not fma: on a processor without the instruction it is a product and a sum, not a call.
+    return call(builder, "llvm.fmuladd.v16f32", FLOATS, [a, b, c])
+
+
+def total(builder: Any, a: Any) -> Any:
+    """The sum of the lanes."""
+    return call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [FLOAT(0.0), a], ("reassoc",))
+
+
+# How a format's numbers become float32. Each takes an address and gives one vector.
+
+
+def load_float32(builder: Any, address: Any) -> Any:
+    """Sixteen float32."""
+    return read(builder, address, FLOATS)
+
+
+def load_bfloat16(builder: Any, address: Any) -> Any:
+    """Sixteen bfloat16."""
+    # A bfloat16 is the upper half of a float32.
+    wide = builder.zext(read(builder, address, ir.VectorType(I16, LANES)), INTS)
+    return builder.bitcast(builder.shl(wide, all_lanes(I32, 16)), FLOATS)
+
+
+def load_float16(builder: Any, address: Any) -> Any:
+    """Sixteen float16."""
+    return builder.fpext(read(builder, address, ir.VectorType(HALF, LANES)), FLOATS)
+
+
+def load_int8(builder: Any, address: Any) -> Any:
+    """Sixteen codes of int8."""
+    return builder.sitofp(builder.sext(read(builder, address, ir.VectorType(I8, LANES)), INTS), FLOATS)
+
+
+def load_int4(builder: Any, address: Any) -> list[Any]:
+    """The 32 codes of a group of int4."""
+    # Sixteen bytes: the low halves are the group's first sixteen codes, the high halves the rest. Widened first and
+    # masked then, for lanes of 8 bits have no shifts of their own on x86.
+    wide = builder.zext(read(builder, address, ir.VectorType(I8, LANES)), INTS)
+    halves = builder.and_(wide, all_lanes(I32, 15)), builder.lshr(wide, all_lanes(I32, 4))
+    return [builder.sitofp(half, FLOATS) for half in halves]
+
+
+def load_scale(builder: Any, address: Any) -> list[Any]:
+    """The scale of a group of int8."""
+    # One bfloat16, widened among the integers, which have nothing else to do.
+    bits = builder.shl(builder.zext(read(builder, address, I16), I32), I32(16))
+    return [spread(builder, builder.bitcast(bits, FLOAT))]
+
+
+def load_line(builder: Any, address: Any) -> list[Any]:
+    """The scale and the offset of a group of int4."""
+    # Scale and offset, two bfloat16 side by side, in one reading.
+    both = spread(builder, read(builder, address, I32))
+    scale, offset = builder.shl(both, all_lanes(I32, 16)), builder.and_(both, all_lanes(I32, 0xFFFF0000))
+    return [builder.bitcast(bits, FLOATS) for bits in (scale, offset)]

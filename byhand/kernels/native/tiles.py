@@ -1,0 +1,231 @@
+"""Dot products of some weight rows with some rows of activations: the heart of every product, in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from byhand.kernels.native import llvm
+from byhand.kernels.native.llvm import LANES, cgutils
+
+GROUP = 32  # quantised weights share one scale in groups of so many
+
+
+class Format:
+    """How a weight row is read: `block` numbers at a time, which are `block_bytes` bytes.
+
+    A quantised block has `scale_bytes` bytes more, elsewhere: what its codes are multiplied by, and what is added.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        block_bytes: int,
+        load: Callable[[Any, Any], list[Any]],
+        scale_bytes: int = 0,
+        load_scale: Callable[[Any, Any], list[Any]] = llvm.load_scale,
+    ) -> None:
+        self.block = block
+        self.block_bytes = block_bytes
+        self.load = load
+        self.scale_bytes = scale_bytes
+        self.load_scale = load_scale
+
+
+def _pair_of_int8(builder: Any, address: Any) -> list[Any]:
+    return [llvm.load_int8(builder, address), llvm.load_int8(builder, builder.add(address, llvm.I64(LANES)))]
+
+
+FORMATS = {
+    "float32": Format(16, 64, lambda builder, address: [llvm.load_float32(builder, address)]),
+    "bfloat16": Format(16, 32, lambda builder, address: [llvm.load_bfloat16(builder, address)]),
+    "float16": Format(16, 32, lambda builder, address: [llvm.load_float16(builder, address)]),
+    "int8": Format(GROUP, 32, _pair_of_int8, 2),
+    "int4": Format(GROUP, 16, llvm.load_int4, 4, llvm.load_line),
+}
+
+
+# Dot products of some weight rows with some activation rows, the heart of every product.
+
+
+_FOUR = ir.VectorType(llvm.FLOAT, 4)
+
+
+def _fold(builder: Any, a: Any, b: Any, width: int) -> Any:
+    """Halve two vectors and add the halves: pieces of `width` lanes, a's sums beside b's."""
+    pieces = range(0, 2 * LANES, 2 * width)
+    masks = [[piece + half + lane for piece in pieces for lane in range(width)] for half in (0, width)]
+    halves = [builder.shuffle_vector(a, b, ir.Constant(llvm.INTS, mask)) for mask in masks]
+    return builder.fadd(*halves)
+
+
+def _four_totals(builder: Any, sums: list[Any]) -> Any:
+    """The totals of four vectors as one of four lanes: they are folded into each other, with half the work of each."""
+    pairs = [_fold(builder, sums[0], sums[1], 8), _fold(builder, sums[2], sums[3], 8)]
+    quarters = _fold(builder, pairs[0], pairs[1], 4)  # four lanes of each
+    eighths = _fold(builder, quarters, quarters, 2)
+    totals = _fold(builder, eighths, eighths, 1)
+    mask = ir.Constant(ir.VectorType(llvm.I32, 4), [0, 1, 2, 3])
+    return builder.shuffle_vector(totals, totals, mask)
+
+
+class _Tile:
+    """Writes the loop over a tile's inner dimension: columns (weight rows) times rows (of activations)."""
+
+    def __init__(self, builder: Any, form: Format, columns: int, rows: int, unroll: int) -> None:
+        self.builder, self.form, self.columns, self.rows, self.unroll = builder, form, columns, rows, unroll
+        zero = llvm.all_lanes(llvm.FLOAT, 0.0)
+        # Some sums at a time for each dot product: one alone would wait for its own last addition.
+        self.sums = {
+            (column, row, turn): cgutils.alloca_once_value(builder, zero)
+            for column in range(columns)
+            for row in range(rows)
+            for turn in range(unroll)
+        }
+
+    def _offset(self, address: Any, stride: Any, count: int) -> Any:
+        return self.builder.add(address, self.builder.mul(stride, llvm.I64(count)))
+
+    def _accumulate(self, place: tuple[int, int, int], weights: list[Any], x: list[Any]) -> None:
+        builder, total = self.builder, self.sums[place]
+        value = builder.load(total)
+        for weight, activation in zip(weights, x, strict=True):
+            value = llvm.fma(builder, weight, activation, value)
+        builder.store(value, total)
+
+    def _accumulate_scaled(self, place: tuple[int, int, int], codes: list[Any], x: list[Any], line: list[Any]) -> None:
+        # (Σ code · x) · scale + offset · Σ x: cheaper than to scale every code, while there is but one row.
+        builder, total = self.builder, self.sums[place]
+        part = llvm.fma(builder, codes[1], x[1], builder.fmul(codes[0], x[0]))
+        value = llvm.fma(builder, part, line[0], builder.load(total))
+        if len(line) > 1:
+            value = llvm.fma(builder, line[1], builder.fadd(x[0], x[1]), value)
+        builder.store(value, total)
+
+    def _scaled(self, codes: list[Any], line: list[Any]) -> list[Any]:
+        if len(line) == 1:
+            return [self.builder.fmul(code, line[0]) for code in codes]
+        return [llvm.fma(self.builder, code, *line) for code in codes]
+
+    def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
+        weights, weight_stride, scales, scale_stride, x, x_stride = arguments
+        builder, form = self.builder, self.form
+        at = builder.mul(block, llvm.I64(form.block * 4))
+        activations = []
+        for row in range(self.rows):
+            address = builder.add(self._offset(x, x_stride, row), at)
+            parts = range(0, form.block, LANES)
+            activations.append([llvm.load_float32(builder, builder.add(address, llvm.I64(4 * part))) for part in parts])
+        for column in range(self.columns):
+            at = builder.mul(block, llvm.I64(form.block_bytes))
+            values = form.load(builder, builder.add(self._offset(weights, weight_stride, column), at))
+            if form.scale_bytes:
+                at = builder.mul(block, llvm.I64(form.scale_bytes))
+                line = form.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
+                if self.rows == 1:
+                    self._accumulate_scaled((column, 0, turn), values, activations[0], line)
+                    continue
+                values = self._scaled(values, line)
+            for row in range(self.rows):
+                self._accumulate((column, row, turn), values, activations[row])
+
+    def write(self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any) -> None:
+        """The loop in turns of `unroll` blocks, what is left block by block, and the sums into memory."""
+        builder = self.builder
+        whole = builder.udiv(blocks, llvm.I64(self.unroll))
+        done = builder.mul(whole, llvm.I64(self.unroll))
+        with cgutils.for_range(builder, whole, intp=llvm.I64) as loop:
+            first = builder.mul(loop.index, llvm.I64(self.unroll))
+            for turn in range(self.unroll):
+                self._step(turn, builder.add(first, llvm.I64(turn)), arguments)
+        if self.unroll > 1:
+            with cgutils.for_range(builder, builder.sub(blocks, done), intp=llvm.I64) as loop:
+                self._step(0, builder.add(done, loop.index), arguments)
+        for row in range(self.rows):
+            sums = [self._joined(column, row) for column in range(self.columns)]
+            place = self._offset(out, out_stride, row)
+            if self.columns == 4:
+                builder.store(_four_totals(builder, sums), builder.inttoptr(place, _FOUR.as_pointer()), align=4)
+            else:
+                for column, value in enumerate(sums):
+                    here = builder.inttoptr(builder.add(place, llvm.I64(4 * column)), llvm.FLOAT.as_pointer())
+                    builder.store(llvm.total(builder, value), here, align=4)
+
+    def _joined(self, column: int, row: int) -> Any:
+        turns = [self.builder.load(self.sums[column, row, turn]) for turn in range(self.unroll)]
+        while len(turns) > 1:
+            turns = [*turns[2:], self.builder.fadd(turns[0], turns[1])]
+        return turns[0]
+
+
+def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
+    """An intrinsic: the dot products of `columns` weight rows and `rows` activation rows, into memory.
+
+    Its arguments: weights, bytes from one weight row to the next, scales, bytes from one row of them to the next,
+    x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row.
+    """
+
+    @intrinsic
+    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _Tile(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 9), generate
+
+    return dots
+
+
+def mixture(form: Format, rows: int, vectors: int) -> Any:
+    """An intrinsic: for `rows` rows, sums += Σ weights[i] · values[i], 16 · `vectors` numbers wide, i in first:last.
+
+    Its arguments: sums, bytes from row to row, weights, bytes from row to row, values, bytes from one to the next,
+    first, last.
+    """
+
+    @intrinsic
+    def mix(context, sums, sums_stride, weights, weights_stride, values, stride, first, last):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _write_mixture(builder, form, rows, vectors, *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 8), generate
+
+    return mix
+
+
+def _write_mixture(
+    builder: Any,
+    form: Format,
+    rows: int,
+    vectors: int,
+    sums: Any,
+    sums_stride: Any,
+    weights: Any,
+    weights_stride: Any,
+    values: Any,
+    stride: Any,
+    first: Any,
+    last: Any,
+) -> None:
+    places = [
+        builder.add(builder.add(sums, builder.mul(sums_stride, llvm.I64(row))), llvm.I64(64 * part))
+        for row in range(rows)
+        for part in range(vectors)
+    ]
+    totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, place)) for place in places]
+    with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
+        value = builder.add(values, builder.mul(stride, loop.index))
+        steps = (builder.add(value, llvm.I64(form.block_bytes * part)) for part in range(vectors))
+        numbers = [form.load(builder, step)[0] for step in steps]
+        for row in range(rows):
+            at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
+            share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), llvm.FLOAT))
+            for number, total in zip(numbers, totals[row * vectors :], strict=False):
+                builder.store(llvm.fma(builder, share, number, builder.load(total)), total)
+    for place, total in zip(places, totals, strict=True):
+        builder.store(builder.load(total), builder.inttoptr(place, llvm.FLOATS.as_pointer()), align=4)
