@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -12,12 +12,12 @@ from typing import Any, Self, cast
 
 import torch
 
-from byhand import kernels
 from byhand.checkpoint import Checkpoint, open_checkpoint
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
-from byhand.errors import BadRequest, PromptError
+from byhand.errors import BadRequest, ByhandError, PromptError
+from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import build
 from byhand.record import ModelIdentity
@@ -40,7 +40,10 @@ class LLM:
     """A model that can be looked into. `model`: None (the embedded one), a folder, a .safetensors file or a hub id.
 
     dtype: "auto" keeps the weights as stored, or "float32", "bfloat16", "float16". device: "auto", "cpu", "cuda".
-    cache_tokens: tokens that the KV cache holds over all runs. threads: processor threads for torch.
+    cache_tokens: tokens that the KV cache holds over all runs. threads: processor threads.
+    kernels: "auto", "cpu" (Numba) or "reference" (torch, on any device). quantize: None, "int8" or "int4".
+    prefill: "exact" keeps float32's accuracy where many tokens are read at once, "fast" takes bfloat16 products.
+    note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """
 
     def __init__(
@@ -52,15 +55,27 @@ class LLM:
         cache_tokens: int | None = None,
         threads: int | None = None,
         revision: str | None = None,
+        kernels: str = "auto",
+        quantize: str | None = None,
+        prefill: str = "exact",
+        note: Callable[[str], None] | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(_positive(threads, "threads"))
         self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
         self.tokenizer = Tokenizer.open(self.checkpoint.folder)
-        self.model = build(self.checkpoint, kernels.backend("reference"), dtype=dtype, device=_device(device))
         self.notes: list[str] = list(self.checkpoint.notes)
+        self._tell = note
+        place = _device(device)
+        self.kernels = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
+        self.model = build(self.checkpoint, self.kernels, dtype=dtype, device=place, quantize=quantize)
         self.engine = self._open_engine(cache_tokens)
         self._template: ChatTemplate | None = None
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        if self._tell is not None:
+            self._tell(line)
 
     def _open_engine(self, cache_tokens: int | None) -> Engine:
         specs = self.model.layer_specs
@@ -70,6 +85,7 @@ class LLM:
         else:
             pages = -(-_positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
         cache = KVCache(specs, pages, device=self.model.device)
+        self.kernels.prepare(self.model.dtype, cache.dtype)
         root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
 
@@ -119,8 +135,12 @@ class LLM:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
             self._warn_doubled_start(ids)
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
+            ids = self.check_ids(cast(Sequence[int], prompt), "prompt")
         else:
-            ids = self.check_ids(prompt, "prompt")
+            raise PromptError(
+                f"the prompt is a {type(prompt).__name__}; it must be text or a list of ids", param="prompt"
+            )
         if not ids:
             raise PromptError("the prompt is empty: it has no token at all", param="prompt")
         if len(ids) > self.context_length:
@@ -213,7 +233,7 @@ class LLM:
 
     def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Run:
         """A run: the prompt is processed, no token is chosen yet."""
-        params = params or SamplingParams()
+        params = _checked(params)
         if params.n != 1:
             raise BadRequest(f"`n` is {params.n}; `start` makes one run: use fork, or generate", param="n")
         return self.start_run(self.encode(prompt), params, seed=params.seed, choice=0)
@@ -238,19 +258,22 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> Completion | list[Completion]:
         """Run to the end: one Completion, or for a list of prompts or n > 1 a flat list, prompt by prompt."""
-        params = params or SamplingParams()
+        params = _checked(params)
         many = _is_many(prompts)
         listed = cast(list[Prompt], prompts if many else [prompts])
-        runs = [run for ids in map(self.encode, listed) for run in self._choices(ids, params)]
+        runs: list[Run] = []
+        for ids in [self.encode(prompt) for prompt in listed]:
+            runs += self._choices(ids, params, others=[run._state for run in runs])
         self._finish([run._state for run in runs])
         completions = [run.completion() for run in runs]
         return completions if many or params.n > 1 else completions[0]
 
-    def _choices(self, ids: list[int], params: SamplingParams) -> list[Run]:
+    def _choices(self, ids: list[int], params: SamplingParams, others: list[RunState]) -> list[Run]:
         """`n` runs of one prompt; the prompt is processed once and its pages are shared."""
+        first = self.open_run(ids, params, seed=params.seed)
         if params.n == 1:
-            return [self.open_run(ids, params, seed=params.seed)]
-        first = self.start_run(ids, params, seed=params.seed, choice=0)
+            return [first]
+        self.engine.prefill([first._state], others)
         forks = (operations.fork(self.engine, first._state, choice=choice) for choice in range(1, params.n))
         return [first, *(Run(self, state) for state in forks)]
 
@@ -268,9 +291,14 @@ class LLM:
     # Life and death.
 
     def close(self) -> None:
-        """Let go of the weights and the cache."""
+        """Let go of the weights and the cache; a Run that is still held keeps what it needs."""
         self.__dict__.pop("model", None)
         self.__dict__.pop("engine", None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("model", "engine"):
+            raise ByhandError(f"this LLM was closed: open {self.name!r} again")
+        raise AttributeError(f"LLM has no attribute {name!r}")
 
     def __enter__(self) -> Self:
         return self
@@ -279,12 +307,22 @@ class LLM:
         self.close()
 
     def __repr__(self) -> str:
+        if "model" not in self.__dict__:
+            return f"LLM({self.name!r}, closed)"
         return f"LLM({self.name!r}, {self.model.dtype}, {self.vocab_size} ids, context {self.context_length})"
+
+
+def _checked(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise BadRequest(f"`params` is a {type(params).__name__}; it must be SamplingParams", param="params")
+    return params
 
 
 def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
     """True for a list of prompts; a list of ids (or an empty list) is one prompt."""
-    return not isinstance(prompts, str) and any(isinstance(item, str | Sequence) for item in prompts)
+    return isinstance(prompts, list | tuple) and any(isinstance(item, str | Sequence) for item in prompts)
 
 
 def _positive(value: int, param: str) -> int:

@@ -13,7 +13,7 @@ from byhand.llm import LLM
 def generate(llm: LLM, prompt: str | list[int], max_new_tokens: int = 20) -> list[int]:
     """Greedy decoding, the whole list through the model at every step. No cache, no batch: the slow truth."""
     ids = llm.encode(prompt)  # "A list of colors: red" -> [1, 42, ...]
-    for _ in range(max_new_tokens):
+    for _ in range(min(max_new_tokens, llm.context_length - len(ids))):
         logits = llm.logits(ids)  # (len(ids), vocab): a prediction after EVERY position
         next_id = int(logits[-1].argmax())  # only the last one continues the whole list
         ids.append(next_id)

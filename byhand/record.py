@@ -83,7 +83,7 @@ class Record:
 
         return cls(
             model=identity,
-            seed=run.seed,
+            seed=run.step_params[0].seed or 0 if run.steps else run.seed,
             choice=run.choice,
             settings=_settings(run),
             prompt=tuple(run.prompt_tokens()),
@@ -162,6 +162,8 @@ class Record:
             raise RecordError(f"this is no byhand record: format is {str(at.raw('format'))[:40]!r}, not {FORMAT!r}")
         if at.get("version", int) != VERSION:
             raise RecordError(f"the record is of version {at.get('version', int)}; this byhand reads {VERSION}")
+        if at.get("choice", int) < 0:
+            raise RecordError(f"record.choice is {at.get('choice', int)}; it counts from 0")
         record = cls(
             model=_identity_from_json(Reader(at.raw("model"), "record.model")),
             seed=at.get("seed", int),
@@ -255,7 +257,7 @@ def replay(record: Record, llm: LLM) -> list[Difference]:
     for step in record.steps:
         params = record.params_at(step.index)
         if params != run.params:
-            run.set(**{name: getattr(params, name) for name in params.to_json() if name not in ("seed", "stages")})
+            run.set(**{name: getattr(params, name) for name in params.to_json() if name != "stages"})
         now = _make_again(run, step)
         differences += _compare(step, now)
         if now.token.id != step.token.id:

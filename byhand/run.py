@@ -71,12 +71,12 @@ class Run:
 
     @property
     def params(self) -> SamplingParams:
-        """The settings of the steps to come; `seed` says what the dice were given, if anything."""
+        """The settings of the steps to come, with the seed of the dice, drawn when none was given."""
         return self._state.params
 
     @property
     def seed(self) -> int:
-        """The seed of the dice, drawn when the parameters named none."""
+        """The seed of the dice."""
         return self._state.seed
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from byhand import LLM, BadRequest, FinishReason, PromptError, Reading, SamplingParams, TemplateError
+from byhand import LLM, BadRequest, ByhandError, FinishReason, PromptError, Reading, SamplingParams, TemplateError
 from byhand.engine.engine import LOGITS_BLOCK
 from tests.conftest import tiny_llama
 
@@ -238,6 +238,18 @@ def test_an_llm_is_a_context_manager(tiny_folder: Path) -> None:
         weights = weakref.ref(llm.model)
         assert "384 ids" in repr(llm)
     assert weights() is None
+    assert repr(llm) == "LLM('llama', closed)"
+    with pytest.raises(ByhandError, match="this LLM was closed: open 'llama' again"):
+        llm.generate("a")
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"abc", {"a": 1}, {1, 2}])
+def test_a_prompt_is_text_or_a_list_of_ids(llm: LLM, prompt: object) -> None:
+    for use in (llm.start, llm.generate, llm.read):
+        with pytest.raises(PromptError, match=f"the prompt is a {type(prompt).__name__}; it must be text"):
+            use(prompt)  # type: ignore[operator]
+    with pytest.raises(BadRequest, match="`params` is a dict"):
+        llm.generate("a", {"max_tokens": 2})  # type: ignore[arg-type]
 
 
 def test_stop_ids_are_the_union_of_what_the_checkpoint_names(tmp_path: Path) -> None:

@@ -87,8 +87,24 @@ def test_a_replay_on_another_model_differs(steered: Run, embedded: LLM) -> None:
 def test_a_run_without_a_seed_can_be_replayed(llm: LLM) -> None:
     run = llm.start("the fox", SamplingParams(temperature=1.5, max_tokens=8))
     list(run)
-    assert run.params.seed is None
+    assert run.params.seed == run.seed
     assert replay(run.record(), llm) == []
+
+
+def test_dice_that_were_changed_on_the_way_can_be_replayed(llm: LLM, tmp_path: Path) -> None:
+    run = llm.start("the fox", SamplingParams(temperature=1.5, seed=4, max_tokens=12))
+    for _ in range(3):
+        run.step()
+    other = run.fork(seed=5)
+    for _ in range(3):
+        other.step()
+    other.set(seed=6)
+    list(other)
+    other.record().save(tmp_path / "run.json")
+    record = Record.load(tmp_path / "run.json")
+    assert [(first, params.seed) for first, params in record.settings] == [(0, 4), (3, 5), (6, 6)]
+    assert record.seed == 4
+    assert replay(record, llm) == []
 
 
 def test_choices_record_their_number(llm: LLM) -> None:
@@ -141,6 +157,7 @@ def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("steps.1.index", 7, r"record.steps\[1\] says index 7"),
         ("ids.0", 99, "record.ids are not the prompt's ids and the steps'"),
         ("prompt", [], "record.prompt is empty"),
+        ("choice", -1, "record.choice is -1; it counts from 0"),
         ("text", ..., "record has no `text`"),
         ("settings", [], "record.settings does not begin at step 0"),
         ("settings.0.params.temperature", -1, r"record.settings\[0\].params: `temperature` is -1"),

@@ -126,7 +126,7 @@ def test_rewind_into_the_prompt_keeps_one_token(llm: LLM) -> None:
     run = llm.start(PROMPT, GREEDY)
     run.step()
     total = len(run.ids)
-    with pytest.raises(BadRequest, match=rf"`count` is {total}; this run has {total} tokens"):
+    with pytest.raises(BadRequest, match=rf"`count` is {total}; at most {total - 1} of this run's {total} tokens"):
         run.rewind(total)
     run.rewind(total - 1)
     assert run.ids == llm.encode(PROMPT)[:1]
@@ -187,8 +187,60 @@ def test_inserted_tokens_count_for_max_tokens(llm: LLM) -> None:
     assert run.step().finish_reason is FinishReason.LENGTH
     with pytest.raises(RunFinished, match="the run has ended"):
         run.step()
-    run.insert(" dog")
+    run.insert(" dog")  # who writes on wants to go on
     assert run.finish_reason is None
+    assert run.step().finish_reason is FinishReason.LENGTH
+    other = llm.start(PROMPT, SamplingParams(max_tokens=2))
+    other.insert(run.prompt_ids[1:4])
+    assert other.finish_reason is FinishReason.LENGTH
+
+
+def test_no_operation_goes_past_the_limits(llm: LLM) -> None:
+    run = llm.start([5] * 250)
+    run.insert([6] * 6)
+    assert (len(run.ids), run.finish_reason) == (256, FinishReason.LENGTH)
+    run.rewind(0)
+    assert run.finish_reason is FinishReason.LENGTH
+    run.edit(255, 7)
+    assert (len(run.ids), run.finish_reason) == (256, FinishReason.LENGTH)
+    with pytest.raises(PromptError, match="has room for 0 more"):
+        run.insert([5])
+    short = llm.start(PROMPT, SamplingParams(max_tokens=5))
+    short.step(), short.step(), short.step()
+    short.set(max_tokens=2)
+    assert short.finish_reason is FinishReason.LENGTH
+    assert len(naive.generate(llm, [5] * 250, 20)) == 256
+
+
+def test_the_steps_texts_are_the_runs_text_after_any_operation(llm: LLM) -> None:
+    script = llm.encode(" dog and then the fox")[1:]
+    run = llm.start(PROMPT, SamplingParams(stop=["then the"]))
+    for token in script[:-1]:
+        run.step(force=token)
+    assert (run.finish_reason, run.text) == (FinishReason.STOP, " dog and ")
+    run.insert(" fox")
+    assert run.text == " dog and then the fox" == "".join(step.text for step in run.steps)
+    assert all(step.finish_reason is None for step in run.steps)
+    run.rewind(2)
+    assert run.text == " dog and " == "".join(step.text for step in run.steps)
+    run.set(stop=[])
+    assert run.text == " dog and then" == "".join(step.text for step in run.steps)
+
+
+def test_choices_give_way_when_pages_run_out(tiny_folder: Path) -> None:
+    params = SamplingParams(temperature=1.0, seed=1, n=2, max_tokens=20, ignore_eos=True)
+    prompts = [[i + 2] * 5 for i in range(8)]
+    roomy = LLM(tiny_folder).generate(prompts, params)
+    small = LLM(tiny_folder, cache_tokens=4 * PAGE_SIZE)
+    tight = small.generate(prompts, params)
+    assert [one.ids for one in tight] == [one.ids for one in roomy]  # type: ignore[union-attr]
+    assert small.engine.pages_in_use == 0
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True, 2**70])
+def test_a_fork_refuses_what_is_no_seed(llm: LLM, seed: object) -> None:
+    with pytest.raises(BadRequest, match="`seed` is"):
+        llm.start(PROMPT).fork(seed=seed)  # type: ignore[arg-type]
 
 
 def test_insert_says_what_does_not_fit(llm: LLM) -> None:

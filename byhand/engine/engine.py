@@ -63,7 +63,7 @@ class Engine:
         with self.lock:
             self.collect()
             text_state = TextState(self.tokenizer, ids, params.stop)
-            run = RunState(list(ids), len(ids), params, seed, choice, text_state)
+            run = RunState(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
             if reuse:
                 self.pager.adopt_prefix(run)
             self.check_length(run)
@@ -114,12 +114,15 @@ class Engine:
             self.prefill([run])
             return self._commit(run, forced)
 
-    def prefill(self, runs: Sequence[RunState]) -> None:
-        """Compute the runs' lists to the end, in as many passes as it takes; no token is chosen."""
+    def prefill(self, runs: Sequence[RunState], others: Sequence[RunState] = ()) -> None:
+        """Compute the runs' lists to the end, in as many passes as it takes; no token is chosen.
+
+        `others` give their pages up when these runs need them.
+        """
         with self.lock:
             self.collect()
             while waiting := [run for run in runs if run.kept is None and not run.is_finished]:
-                self._pass_over(waiting, waiting)
+                self._pass_over(waiting, [*waiting, *others])
 
     def _is_ready(self, run: RunState) -> bool:
         return run.kept is not None and not run.is_finished
@@ -267,9 +270,9 @@ class Engine:
         self.check_length(run)
         return text + (run.text_state.flush() if run.is_finished else "")
 
-    def check_length(self, run: RunState) -> None:
-        """End a run that has all the tokens it may have."""
-        limit = run.params.max_tokens
+    def check_length(self, run: RunState, *, only_context: bool = False) -> None:
+        """End a run that has all the tokens it may have: the context's, and max_tokens unless `only_context`."""
+        limit = None if only_context else run.params.max_tokens
         if len(run.ids) >= self.context_length or (limit is not None and run.generated >= limit):
             run.finish_reason = FinishReason.LENGTH
 

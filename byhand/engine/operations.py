@@ -17,7 +17,10 @@ from byhand.types import FinishReason, Step
 
 
 def insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
-    """Append ids of the user's in one pass, and say of each what the model thought of it."""
+    """Append ids of the user's in one pass, and say of each what the model thought of it.
+
+    An end-of-sequence token among them does not end the run: who wants that forces it as a step.
+    """
     if not ids:
         raise PromptError("nothing to insert: the text has no tokens", param="text")
     room = engine.context_length - len(run.ids)
@@ -27,16 +30,19 @@ def insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
             param="text",
         )
     with engine.lock:
-        ending = run.finish_reason, run.stop_reason, run.text, run.text_state
-        length = len(run.ids)
-        if run.is_finished:
+        length, was_finished = len(run.ids), run.is_finished
+        before = run.finish_reason, run.stop_reason, run.text, run.text_state, run.steps
+        if was_finished:
             _continue(engine, run)
         try:
-            return _insert(engine, run, ids)
+            steps = _insert(engine, run, ids)
         except ByhandError:
             shorten(engine, run, length)
-            run.finish_reason, run.stop_reason, run.text, run.text_state = ending
+            run.finish_reason, run.stop_reason, run.text, run.text_state, run.steps = before
             raise
+        # Who writes on after max_tokens ended the run wants to go on; only the context's end is harder than that.
+        engine.check_length(run, only_context=was_finished)
+        return steps
 
 
 def _insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
@@ -67,11 +73,12 @@ def rewind(engine: Engine, run: RunState, count: int) -> None:
     """Take back the last `count` tokens, the prompt's too if it reaches there, never below one token."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < len(run.ids):
         raise BadRequest(
-            f"`count` is {count!r}; this run has {len(run.ids)} tokens, so 0 to {len(run.ids) - 1} can be taken back",
+            f"`count` is {count!r}; at most {len(run.ids) - 1} of this run's {len(run.ids)} tokens can be taken back",
             param="count",
         )
     with engine.lock:
         shorten(engine, run, len(run.ids) - count)
+        engine.check_length(run)
 
 
 def shorten(engine: Engine, run: RunState, length: int) -> None:
@@ -118,7 +125,7 @@ def fork(engine: Engine, run: RunState, *, seed: int | None = None, choice: int 
             text_state=run.text_state.copy(),
             steps=list(run.steps),
             step_params=list(run.step_params),
-            seed=run.seed if seed is None else seed,
+            params=run.params if seed is None else run.params.replace(seed=seed),
             choice=run.choice if choice is None else choice,
         )
         engine.pager.share(run, twin)
@@ -131,18 +138,21 @@ def change_params(engine: Engine, run: RunState, changes: dict[str, Any]) -> Non
     params.check_vocabulary(engine.model.vocab_size)
     with engine.lock:
         stops_changed = params.stop != run.params.stop
-        run.params = params
-        if changes.get("seed") is not None:
-            run.seed = changes["seed"]
-        if run.finish_reason == FinishReason.LENGTH:
+        run.params = params if params.seed is not None else params.replace(seed=run.seed)
+        if run.finish_reason not in (None, FinishReason.LENGTH):
+            return
+        if run.is_finished or stops_changed:
             _continue(engine, run)
-            engine.check_length(run)
-        elif stops_changed and not run.is_finished:
-            _continue(engine, run)
+        engine.check_length(run)
 
 
 def _continue(engine: Engine, run: RunState) -> None:
-    """Clear the ending, and make the text again from the ids: nothing that was held back is lost or doubled."""
+    """Clear the ending, and make the text again from the ids: nothing that was held back is lost or doubled.
+
+    The text is cut anew among the steps, so that their texts joined are the run's.
+    """
     run.finish_reason = run.stop_reason = None
     prompt_ids, ids = run.ids[: run.prompt_length], run.ids[run.prompt_length :]
-    run.text_state, run.text = TextState.reread(engine.tokenizer, prompt_ids, ids, run.params.stop)
+    run.text_state, pieces = TextState.reread(engine.tokenizer, prompt_ids, ids, run.params.stop)
+    run.text = "".join(pieces)
+    run.steps = [replace(step, text=piece, finish_reason=None) for step, piece in zip(run.steps, pieces, strict=True)]

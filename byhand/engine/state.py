@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from byhand.sampling.params import SamplingParams
@@ -58,10 +59,11 @@ class TextState:
     @classmethod
     def reread(
         cls, tokenizer: Tokenizer, prompt_ids: list[int], ids: list[int], stop: tuple[str, ...]
-    ) -> tuple[TextState, str]:
-        """The state and the text after `ids`, as if they had come one by one and none had ended the run."""
+    ) -> tuple[TextState, list[str]]:
+        """The state after `ids`, as if they had come one by one and none had ended the run, and the text of each."""
         state = cls(tokenizer, prompt_ids, stop)
-        text = "".join(state._detokenizer.push(token) for token in ids)
+        pieces = [state._detokenizer.push(token) for token in ids]
+        text = "".join(pieces)
         # Only a tail this short can be the start of a stop string; a whole one inside it is in the past.
         tail = text[len(text) - max((len(word) for word in stop), default=0) :]
         safe, matched = state._matcher.push(tail)
@@ -69,7 +71,7 @@ class TextState:
             tail = tail[len(safe) + len(matched) :]
             state._matcher = StopStrings(stop)
             safe, matched = state._matcher.push(tail)
-        return state, text[: len(text) - len(tail) + len(safe)]
+        return state, _cut(pieces, len(text) - len(tail) + len(safe))
 
     def copy(self) -> TextState:
         """An independent twin, for a fork."""
@@ -80,14 +82,19 @@ class TextState:
         return twin
 
 
+def _cut(pieces: list[str], length: int) -> list[str]:
+    """The pieces of a text's first `length` characters."""
+    starts = accumulate(map(len, pieces), initial=0)
+    return [piece[: max(0, length - start)] for piece, start in zip(pieces, starts, strict=False)]
+
+
 @dataclass(slots=True, eq=False)
 class RunState:
     """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it."""
 
     ids: list[int]
     prompt_length: int
-    params: SamplingParams
-    seed: int
+    params: SamplingParams  # with the seed that the dice use, drawn when the request named none
     choice: int
     text_state: TextState
     text: str = ""
@@ -101,6 +108,12 @@ class RunState:
     step_params: list[SamplingParams] = field(default_factory=list)  # the settings each step was made with
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed of the dice."""
+        assert self.params.seed is not None
+        return self.params.seed
 
     @property
     def generated(self) -> int:
