@@ -10,6 +10,8 @@ above. A row whose length is no whole number of groups is filled up; `shape` tel
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -84,10 +86,16 @@ def empty(form: str, shape: tuple[int, int], device: torch.device | str = "cpu")
     return Weight(form, (codes, torch.empty(out_features, groups * scales, dtype=torch.bfloat16, device=device)), shape)
 
 
-def quantize(weight: Weight, form: str) -> Weight:
-    """A float weight in `int8` or `int4`. Works block by block: no float copy of the whole is ever held."""
+def shrinker(form: str) -> Callable[[Weight], Weight]:
+    """`quantize` into a form that is checked at once."""
     if form not in QUANTIZED:
         raise BadRequest(f"quantize is {form!r}; it must be one of {', '.join(QUANTIZED)}", param="quantize")
+    return partial(quantize, form=form)
+
+
+def quantize(weight: Weight, form: str) -> Weight:
+    """A float weight in `int8` or `int4`. Works block by block: no float copy of the whole is ever held."""
+    assert form in QUANTIZED
     [numbers] = weight.tensors
     result = empty(form, weight.shape, weight.device)
     codes, scales = result.tensors

@@ -154,6 +154,7 @@ class _Book:
     place: str
     dtype: torch.dtype | None
     device: torch.device
+    shrink: Callable[[Weight], Weight] | None
 
 
 class Weights:
@@ -164,20 +165,34 @@ class Weights:
         self._scope = scope
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, dtype: str = "auto", device: torch.device | str = "cpu") -> Weights:
-        """Map the checkpoint's files. `dtype` "auto" keeps what is stored; another one converts, which copies."""
+    def open(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: str = "auto",
+        device: torch.device | str = "cpu",
+        shrink: Callable[[Weight], Weight] | None = None,
+    ) -> Weights:
+        """Map the checkpoint's files. `dtype` "auto" keeps what is stored; another one converts, which copies.
+
+        `shrink` is done to every matrix that a product reads: quantisation.
+        """
         files = checkpoint.weight_files
         place = files[0] if len(files) == 1 else checkpoint.folder
-        return cls.of(map_tensors(checkpoint), str(place), dtype, device)
+        return cls.of(map_tensors(checkpoint), str(place), dtype, device, shrink)
 
     @classmethod
     def of(
-        cls, stored: dict[str, StoredTensor], place: str, dtype: str = "auto", device: torch.device | str = "cpu"
+        cls,
+        stored: dict[str, StoredTensor],
+        place: str,
+        dtype: str = "auto",
+        device: torch.device | str = "cpu",
+        shrink: Callable[[Weight], Weight] | None = None,
     ) -> Weights:
         """Read from tensors that are mapped already; `place` is where errors say they came from."""
         if dtype != "auto" and dtype not in DTYPES:
             raise BadRequest(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}", param="dtype")
-        return cls(_Book(stored, set(), set(), place, DTYPES.get(dtype), torch.device(device)))
+        return cls(_Book(stored, set(), set(), place, DTYPES.get(dtype), torch.device(device), shrink))
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +236,11 @@ class Weights:
 
     def matrix(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
         """A matrix of (out, in); one that is stored as (in, out) is turned by a view, not by a copy."""
+        weight = self.table(name, out_features, in_features, transposed=transposed)
+        return weight if self._book.shrink is None else self._book.shrink(weight)
+
+    def table(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
+        """The same, always as it is stored: of a table of positions only single rows are read."""
         if transposed:
             return Weight.of(self._read(name, (in_features, out_features)).T)
         return Weight.of(self._read(name, (out_features, in_features)))
@@ -239,7 +259,7 @@ class Weights:
         if embedding == head:
             return first, first
         second = self.matrix(head, *shape)
-        if tie and torch.equal(first.tensors[0], second.tensors[0]):
+        if tie and all(map(torch.equal, first.tensors, second.tensors)):
             self._book.copies.add(self.name(head))
             return first, first
         return first, second

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from byhand.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import torch
     from torch import Tensor
 
     from byhand.kv_cache import Batch, KVCache
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 class Kernels(Protocol):
     """What every backend offers. N counts tokens; activations and sums are float32 whatever the weights are."""
+
+    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Make ready for weights of a format and a KV cache of a dtype: what is to be compiled is compiled now."""
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
@@ -94,6 +98,7 @@ class Kernels(Protocol):
 
 
 BACKENDS = ("cpu", "reference")
+NAMES = ("auto", *BACKENDS)
 
 
 def backends() -> tuple[str, ...]:
@@ -107,3 +112,22 @@ def backend(name: str = "reference", **options: Any) -> Kernels:
         raise BadRequest(f"kernels is {name!r}; it must be one of {', '.join(BACKENDS)}", param="kernels")
     module = import_module(f"{__name__}.{name}")
     return cast(Kernels, module if name == "reference" else module.Cpu(**options))
+
+
+def open_kernels(
+    name: str, device: torch.device, note: Callable[[str], None], *, threads: int | None, prefill: str
+) -> Kernels:
+    """The kernels for a device: "auto" takes the fastest that run; a note says why a processor gets slow ones."""
+    if name not in NAMES:
+        raise BadRequest(f"kernels is {name!r}; it must be one of {', '.join(NAMES)}", param="kernels")
+    if name == "cpu" and device.type != "cpu":
+        raise BadRequest(f"kernels is 'cpu', but the device is {device}", param="kernels")
+    if name == "reference" or device.type != "cpu":
+        return backend("reference")
+    try:
+        return backend("cpu", threads=threads, prefill=prefill, note=note)
+    except ImportError as error:  # Numba is missing, or refuses the NumPy that is here
+        if name == "cpu":
+            raise BadRequest(f"kernels is 'cpu', but Numba cannot be imported: {error}", param="kernels") from error
+        note(f"Numba cannot be imported ({error}), so the slow reference kernels run")
+        return backend("reference")

@@ -132,19 +132,23 @@ class Cpu:
 
     # Kernels and what they work on.
 
-    def prepare(self, names: Sequence[str]) -> None:
-        """Load these kernels, compiling those that were never compiled here."""
+    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Compile what weights of this format and this cache need, unless a run before this one did."""
+        names = [f"linear_{form}", f"gated_{form}", f"attention_{FORMATS[cache_dtype]}", "rms_norm", "layer_norm"]
         missing = [name for name in names if not native.kernels()[name].is_kept]
-        if missing and self._note is not None:
-            self._note(f"compiling {len(missing)} kernels for this processor, once")
-        for name in names:
-            self._loaded[name] = native.kernels()[name].load()
+        if missing:
+            if self._note is not None:
+                self._note(f"compiling {len(missing)} kernels for this processor; the next start finds them ready")
+            native.compile_kernels(missing)
+
+    def _load(self, name: str) -> Callable[..., None]:
+        self._loaded[name] = native.kernels()[name].load()
+        return self._loaded[name]
 
     def _run(self, name: str, *arguments: Any) -> None:
-        if name not in self._loaded:
-            self.prepare([name])
+        kernel = self._loaded.get(name) or self._load(name)
         with _ONE_AT_A_TIME:
-            self._loaded[name](*arguments)
+            kernel(*arguments)
 
     def _matrix(self, weight: Weight) -> _Matrix:
         matrix = self._matrices.get(id(weight))
@@ -204,7 +208,7 @@ class Cpu:
         rows, inner = x.shape[0], matrix.inner
         self._run(
             f"linear_{matrix.format}",
-            *(self._threads_for(rows * inner * outs), self._tickets.data_ptr()),
+            self._threads_for(rows * inner * outs),
             *(x.data_ptr(), 4 * inner, rows, inner, _address(residual), *arguments),
         )
 
@@ -217,7 +221,7 @@ class Cpu:
         rows, inner = x.shape
         self._run(
             f"linear_columns_{matrix.format}",
-            *(self._threads_for(rows * inner * matrix.out), self._tickets.data_ptr()),
+            self._threads_for(rows * inner * matrix.out),
             *(x.data_ptr(), rows, inner, _address(residual), matrix.numbers, matrix.out, _address(bias), y.data_ptr()),
         )
 
@@ -238,7 +242,7 @@ class Cpu:
         y = torch.empty(rows, first.out)
         self._run(
             f"gated_{first.format}",
-            *(self._threads_for(rows * first.inner * first.out), self._tickets.data_ptr()),
+            self._threads_for(rows * first.inner * first.out),
             *(x.data_ptr(), 4 * first.inner, rows, first.inner, first.out),
             *(first.numbers, first.scales, _address(gate_bias), self._scratch(rows * first.out)),
             *(second.numbers, second.scales, _address(up_bias), y.data_ptr()),

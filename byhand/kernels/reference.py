@@ -44,6 +44,10 @@ ROWS = {
 }
 
 
+def prepare(form: str, cache_dtype: torch.dtype) -> None:
+    """Nothing is to be made ready."""
+
+
 def linear(
     x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:

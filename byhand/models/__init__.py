@@ -14,6 +14,7 @@ from byhand.config import ConfigFields
 from byhand.errors import BadConfig, UnknownArchitecture
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
+from byhand.quantize import shrinker
 from byhand.weights import Weights
 
 
@@ -94,10 +95,16 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     return architecture.Config.from_json(checkpoint.config)
 
 
-def build(checkpoint: Checkpoint, kernels: Kernels, dtype: str = "auto", device: torch.device | str = "cpu") -> Model:
-    """Build the model of a checkpoint; its weights stay mapped unless `dtype` or `device` asks for others."""
+def build(
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+) -> Model:
+    """Build the model of a checkpoint; its weights stay mapped unless `dtype`, `device` or `quantize` change them."""
     config = read_config(checkpoint)
-    weights = Weights.open(checkpoint, dtype, device)
+    weights = Weights.open(checkpoint, dtype, device, None if quantize is None else shrinker(quantize))
     architecture = architecture_of(checkpoint)
     model = architecture.Model(config, weights, kernels)
     weights.finish(architecture.IGNORED)

@@ -158,7 +158,7 @@ class Model:
         )
         self.dtype = embedding.format
         self.wte = Embedding(kernels, embedding)
-        self.wpe = Embedding(kernels, body.matrix("wpe.weight", config.n_positions, config.n_embd))
+        self.wpe = Embedding(kernels, body.table("wpe.weight", config.n_positions, config.n_embd))
         self.h = [Block(config, layer, body.at("h").at(layer), kernels) for layer in range(config.n_layer)]
         self.ln_f = LayerNorm(kernels, body.at("ln_f"), config.n_embd, config.layer_norm_epsilon)
         self.lm_head = Head(kernels, head)

@@ -164,7 +164,7 @@ class Model:
         projects = width != hidden
         self.dtype = embedding.format
         self.embed_tokens = Embedding(kernels, embedding)
-        self.embed_positions = Embedding(kernels, decoder.matrix("embed_positions.weight", positions, hidden))
+        self.embed_positions = Embedding(kernels, decoder.table("embed_positions.weight", positions, hidden))
         self.project_in = Linear(kernels, decoder.at("project_in"), width, hidden, bias=False) if projects else None
         self.layers = [
             Block(config, layer, decoder.at("layers").at(layer), kernels) for layer in range(config.num_hidden_layers)

@@ -6,12 +6,16 @@ compiled (when it is compiled).
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 from byhand.kernels.native import attention as attention_page
 from byhand.kernels.native import products, rows, tiles, vectors
-from byhand.kernels.native.compiled import Kernel, specialise
+from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
 FORMATS = (*FLOATS, "int8", "int4")
@@ -29,8 +33,8 @@ def _kernel(function: Any, *, parallel: bool) -> Kernel:
 def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [
-        products.add_tails, products.multiply_rows, products.share_of, products.drain, products.drain_gated,
-        products.linear, products.gated, products.add_rows, products.drain_columns, products.linear_columns,
+        products.add_tails, products.multiply_rows, products.share_of, products.linear_share, products.linear,
+        products.gated_share, products.gated, products.add_rows, products.columns_share, products.linear_columns,
     ]  # fmt: skip
     names = {
         "BLOCK": form.block,
@@ -76,3 +80,18 @@ def kernels() -> dict[str, Kernel]:
         *(_kernel(function, parallel=False) for function in (rows.rms_norm, rows.layer_norm, rows.silu_mul)),
     ]
     return {kernel.name: kernel for kernel in listed}
+
+
+def compile_kernels(names: Sequence[str]) -> None:
+    """Compile these into the cache: every other one in a process of its own, which needs no torch."""
+    ours, theirs = names[1::2], names[::2]
+    code = f"from byhand.kernels.native import kernels\nfor name in {list(theirs)!r}: kernels()[name].load()"
+    child = None
+    if cache_folder() is not None and ours:
+        with suppress(OSError):
+            child = Popen([sys.executable, "-c", code], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    for name in ours:
+        kernels()[name].load()
+    if child is not None:
+        child.wait()
+    # Whatever the process could not do is compiled when it is first used.

@@ -17,12 +17,10 @@ from byhand.kernels.native.vectors import (
     load_float32,
     one_float32,
     put,
-    put_integer,
     silu,
     spread,
     stay_apart,
     store,
-    take_ticket,
 )
 
 # Set by the maker of each format's kernels; these are float32's.
@@ -30,9 +28,6 @@ BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
 load, one = load_float32, one_float32
 one_by_one = tile(FORMATS["float32"], 1, 1, 4)
 four_by_one, four_by_two, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 4))
-
-# The last share of a product is handed out in pieces of about this many bytes, to whichever thread is free.
-PIECE = 16384
 
 
 @inlined
@@ -70,24 +65,13 @@ def gate_into(y, gate, count):
 
 
 @inlined
-def piece_rows(row_bytes):
-    """Weight rows of one small piece: a multiple of 4."""
-    return max(4, PIECE // row_bytes // 4 * 4)
+def first_of(worker, threads, total):
+    """Where a worker's share of `total` outputs begins, at a multiple of 4.
 
-
-@inlined
-def share_rows(threads, total):
-    """Rows of the large share that each thread begins with; what is left over is handed out in pieces."""
-    return total * 3 // 4 // threads // 4 * 4
-
-
-@inlined
-def range_of(ticket, threads, share, piece, total):
-    """The rows of a ticket."""
-    if ticket < threads:
-        return ticket * share, (ticket + 1) * share
-    start = threads * share + (ticket - threads) * piece
-    return start, min(start + piece, total)
+    Each thread has one share, as large as the others', and reads it from end to end: smaller pieces, handed out to
+    whoever is free, were measured to cost a third of the memory's speed.
+    """
+    return total if worker == threads else total // 4 * worker // threads * 4
 
 
 def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
@@ -146,78 +130,67 @@ def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, 
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def drain(
-    tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+def linear_share(
+    start, stop, x, x_stride, rows, inner, residual,
     w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
 ):  # fmt: skip
-    """What one thread does: take tickets and compute their rows of the matrices, laid end to end."""
+    """What one thread does: its outputs of the matrices, laid end to end."""
     stay_apart()
-    while True:
-        start, stop = range_of(take_ticket(tickets, 1), threads, share, piece, total)
-        if start >= total:
-            return
-        share_of(w0, s0, n0, b0, inner, x, x_stride, rows, y0, residual, start, stop)
-        share_of(w1, s1, n1, b1, inner, x, x_stride, rows, y1, 0, start - n0, stop - n0)
-        share_of(w2, s2, n2, b2, inner, x, x_stride, rows, y2, 0, start - n0 - n1, stop - n0 - n1)
+    share_of(w0, s0, n0, b0, inner, x, x_stride, rows, y0, residual, start, stop)
+    share_of(w1, s1, n1, b1, inner, x, x_stride, rows, y1, 0, start - n0, stop - n0)
+    share_of(w2, s2, n2, b2, inner, x, x_stride, rows, y2, 0, start - n0 - n1, stop - n0 - n1)
 
 
 def linear(
-    threads, tickets, x, x_stride, rows, inner, residual,
+    threads, x, x_stride, rows, inner, residual,
     w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
 ):  # fmt: skip
     """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first."""
     total = n0 + n1 + n2
-    piece = piece_rows(max(1, inner // BLOCK * BLOCK_BYTES))
-    share = share_rows(threads, total)
-    put_integer(tickets, 0)
     if threads == 1:
-        drain(
-            tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+        linear_share(
+            0, total, x, x_stride, rows, inner, residual,
             w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
         )  # fmt: skip
     else:
-        for _ in prange(threads):
-            drain(
-                tickets, threads, share, piece, total, x, x_stride, rows, inner, residual,
+        for worker in prange(threads):
+            linear_share(
+                first_of(worker, threads, total), first_of(worker + 1, threads, total),
+                x, x_stride, rows, inner, residual,
                 w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
             )  # fmt: skip
 
 
-def drain_gated(
-    tickets, threads, share, piece, total, x, x_stride, rows, inner,
-    w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+def gated_share(
+    start, stop, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
 ):  # fmt: skip
-    """What one thread does: rows of gate and up, then their product."""
+    """What one thread does: its outputs of gate and up, then their product."""
     stay_apart()
-    while True:
-        start, stop = range_of(take_ticket(tickets, 1), threads, share, piece, total)
-        if start >= total:
-            return
-        share_of(w_gate, s_gate, total, b_gate, inner, x, x_stride, rows, gate, 0, start, stop)
-        share_of(w_up, s_up, total, b_up, inner, x, x_stride, rows, y, 0, start, stop)
-        for row in range(rows):
-            at = 4 * (row * total + start)
-            gate_into(y + at, gate + at, stop - start)
+    share_of(w_gate, s_gate, total, b_gate, inner, x, x_stride, rows, gate, 0, start, stop)
+    share_of(w_up, s_up, total, b_up, inner, x, x_stride, rows, y, 0, start, stop)
+    for row in range(rows):
+        at = 4 * (row * total + start)
+        gate_into(y + at, gate + at, stop - start)
 
 
 def gated(
-    threads, tickets, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
+    threads, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
 ):  # fmt: skip
     """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up), with `gate` (rows, total) to work in."""
-    piece = piece_rows(max(1, inner // BLOCK * BLOCK_BYTES))
-    share = share_rows(threads, total)
-    put_integer(tickets, 0)
     if threads == 1:
-        drain_gated(
-            tickets, threads, share, piece, total, x, x_stride, rows, inner,
-            w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+        gated_share(
+            0, total, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
         )  # fmt: skip
     else:
-        for _ in prange(threads):
-            drain_gated(
-                tickets, threads, share, piece, total, x, x_stride, rows, inner,
-                w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
+        for worker in prange(threads):
+            gated_share(
+                first_of(worker, threads, total), first_of(worker + 1, threads, total),
+                x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
             )  # fmt: skip
+
+
+# Outputs of a column product kept in the processor's first cache while its inputs go by.
+COLUMNS = 1024
 
 
 # The same for a matrix stored as (inner, out), as GPT-2's are: sums of its rows instead of dot products.
@@ -249,15 +222,11 @@ def add_rows(weights, first, count, out, start, stop, x, y):
         put(y + 4 * at, value)
 
 
-def drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual):
-    """What one thread does: some outputs of every row, from the first input to the last."""
+def columns_share(begin, end, weights, out, bias, inner, x, rows, y, residual):
+    """What one thread does: its outputs in every row, a few at a time, from the first input to the last."""
     stay_apart()
-    piece = 256
-    while True:
-        start = take_ticket(tickets, piece)
-        if start >= out:
-            return
-        stop = min(start + piece, out)
+    for start in range(begin, end, COLUMNS):
+        stop = min(start + COLUMNS, end)
         for row in range(rows):
             for at in range(start, stop):
                 put(y + 4 * (row * out + at), 0.0)
@@ -271,11 +240,13 @@ def drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual):
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def linear_columns(threads, tickets, x, rows, inner, residual, weights, out, bias, y):
+def linear_columns(threads, x, rows, inner, residual, weights, out, bias, y):
     """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual."""
-    put_integer(tickets, 0)
     if threads == 1:
-        drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual)
+        columns_share(0, out, weights, out, bias, inner, x, rows, y, residual)
     else:
-        for _ in prange(threads):
-            drain_columns(tickets, out, weights, bias, inner, x, rows, y, residual)
+        for worker in prange(threads):
+            columns_share(
+                first_of(worker, threads, out), first_of(worker + 1, threads, out),
+                weights, out, bias, inner, x, rows, y, residual,
+            )  # fmt: skip
