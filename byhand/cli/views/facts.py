@@ -12,7 +12,7 @@ from byhand.cli.views.safe import safe_line
 from byhand.cli.views.terminal import BAD, QUIET
 
 # What a generation_config.json holds beside sampling settings.
-_NO_SETTING = ("token_id", "transformers_version", "_from_model_config", "cache")
+_NO_SETTING = ("token_id", "transformers_version", "_from_model_config", "cache", "output_", "return_dict")
 
 
 def _print(console: Console, facts: list[tuple[str, Text | str]]) -> None:
