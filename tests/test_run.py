@@ -345,6 +345,19 @@ def test_a_page_that_was_rewritten_is_not_found_under_its_old_name(llm: LLM) -> 
     assert [s.token.id for s in fresh] == ids_of(llm, ids, GREEDY)
 
 
+def test_a_page_is_named_by_what_stands_before_it_now(llm: LLM) -> None:
+    dice = random.Random(7)
+    first, other, tail = (dice.choices(range(2, 384), k=count) for count in (48, 48, 17))
+    witness = llm.start([*first, 5], GREEDY)
+    run = llm.start([*first, 5], GREEDY)
+    run.rewind(29)
+    run.insert([*other[20:], *tail])  # its fourth page stands on other pages than before
+    fresh = llm.start([*first, *tail], GREEDY)
+    assert fresh.usage.cached_tokens == 48
+    assert [step.token.id for step in fresh] == naive.generate(llm, [*first, *tail], 24)[65:]
+    assert witness.usage.cached_tokens == 0
+
+
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_run_resumed_from_ids_and_parameters_goes_on_as_if_never_stopped(
     tiny_folder: Path, llm: LLM, params: SamplingParams
