@@ -67,9 +67,10 @@ class LLM:
         self.notes: list[str] = list(self.checkpoint.notes)
         self._tell = note
         place = _device(device)
-        self.kernels = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
-        self.model = build(self.checkpoint, self.kernels, dtype=dtype, device=place, quantize=quantize)
+        backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
+        self.model = build(self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize)
         self.engine = self._open_engine(cache_tokens)
+        backend.prepare(self.model.dtype, self.engine.cache.dtype)
         self._template: ChatTemplate | None = None
 
     def _note(self, line: str) -> None:
@@ -85,7 +86,6 @@ class LLM:
         else:
             pages = -(-_positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
         cache = KVCache(specs, pages, device=self.model.device)
-        self.kernels.prepare(self.model.dtype, cache.dtype)
         root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
 

@@ -19,8 +19,11 @@ from byhand.kernels.native.tiles import GROUP
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
-# From so many rows on, torch's product is faster than reading the weights once (benchmarks/crossover.py).
-MANY_ROWS = {"float32": 32, "bfloat16": 32, "float16": 32, "int8": 32, "int4": 32}
+# Rows from which torch's bfloat16 products, which prefill="fast" allows, are faster than ours; its float32 products
+# never were, up to 512 rows (benchmarks/crossover.py).
+FAST_ROWS = 32
+# Rows from which torch is faster on a weight that is stored in columns.
+COLUMN_ROWS = 32
 # Rows of one run from which attention is torch's.
 MANY_QUERIES = 32
 # Numbers from which torch's own threads pay for a norm or a curve.
@@ -51,7 +54,7 @@ def _row_places(x: Tensor | None) -> tuple[int, int]:
     return x.data_ptr(), 4 * x.stride(0)
 
 
-def _in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`reference.linear` by bfloat16 products: x, the weight and the result are rounded, the sums are float32's."""
     rows = reference.ROWS[weight.format]
     x = x.bfloat16()
@@ -68,13 +71,12 @@ def _in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 class _Matrix:
     """A weight as kernels take it: addresses and sizes."""
 
-    __slots__ = ("format", "inner", "many", "numbers", "out", "scales", "stored_in_columns", "weight")
+    __slots__ = ("format", "inner", "numbers", "out", "scales", "stored_in_columns", "weight")
 
     def __init__(self, weight: Weight) -> None:
         self.weight = weight  # keeps the memory alive
         self.out, self.inner = weight.shape
         self.format = weight.format
-        self.many = MANY_ROWS[weight.format]
         codes = weight.tensors[0]
         self.stored_in_columns = not codes.is_contiguous()
         if self.stored_in_columns and not codes.T.is_contiguous():
@@ -97,8 +99,22 @@ class _Plan:
             rows += [(position, address) for position in range(context - count, context)]
             address += 8 * len(table)
         self.rows = torch.tensor(rows)
+        self.rows_at, self.slots_at = self.rows.data_ptr(), batch.slots.data_ptr()
         self.longest = max(batch.context_lens, default=0)
         self.most_rows = max((stop - start for start, stop in pairwise(batch.query_starts)), default=0)
+
+
+class _Layer:
+    """One layer's pages as attention takes them: addresses and sizes."""
+
+    __slots__ = ("cache", "head_dim", "keys", "kv_heads", "name", "values")
+
+    def __init__(self, cache: KVCache, layer: int) -> None:
+        self.cache = cache  # keeps the memory alive
+        keys = cache.keys[layer]
+        self.kv_heads, self.head_dim = keys.shape[2:]
+        self.keys, self.values = keys.data_ptr(), cache.values[layer].data_ptr()
+        self.name = f"attention_{FORMATS[keys.dtype]}" if keys.dtype in FORMATS else ""
 
 
 class Cpu:
@@ -127,6 +143,8 @@ class Cpu:
         self._loaded: dict[str, Callable[..., None]] = {}
         self._matrices: dict[int, _Matrix] = {}
         self._tickets = torch.zeros(8, dtype=torch.int64)
+        self._tickets_at = self._tickets.data_ptr()
+        self._layers: dict[tuple[int, int], _Layer] = {}
         self._work = torch.empty(0)
         self._plan: _Plan | None = None
 
@@ -138,7 +156,7 @@ class Cpu:
         missing = [name for name in names if not native.kernels()[name].is_kept]
         if missing:
             if self._note is not None:
-                self._note(f"compiling {len(missing)} kernels for this processor; the next start finds them ready")
+                self._note(f"compiling {len(missing)} kernels for this processor: {native.whether_kept()}")
             native.compile_kernels(missing)
 
     def _load(self, name: str) -> Callable[..., None]:
@@ -167,11 +185,16 @@ class Cpu:
 
     # Products.
 
+    def _is_for_torch(self, matrix: _Matrix, rows: int) -> bool:
+        if matrix.stored_in_columns and rows >= COLUMN_ROWS:
+            return True
+        return self.prefill == "fast" and rows >= FAST_ROWS and matrix.format != "float32"
+
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
         matrix = self._matrix(weight)
         rows = x.shape[0]
-        if rows >= matrix.many:
+        if self._is_for_torch(matrix, rows):
             return self._many_rows(x, matrix, bias, residual)
         y = torch.empty(rows, matrix.out)
         if matrix.stored_in_columns:
@@ -185,7 +208,7 @@ class Cpu:
         matrices = [self._matrix(weight) for weight in weights]
         first, rows = matrices[0], x.shape[0]
         if (
-            rows >= first.many
+            self._is_for_torch(first, rows)
             or len(matrices) > 3
             or any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices)
         ):
@@ -236,7 +259,12 @@ class Cpu:
         """silu(linear(x, gate)) times linear(x, up), read in one go."""
         first, second = self._matrix(gate), self._matrix(up)
         rows = x.shape[0]
-        if rows >= first.many or first.format != second.format or first.stored_in_columns or second.stored_in_columns:
+        if (
+            self._is_for_torch(first, rows)
+            or first.format != second.format
+            or first.stored_in_columns
+            or second.stored_in_columns
+        ):
             return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
         x = self._padded(x, first)
         y = torch.empty(rows, first.out)
@@ -251,7 +279,7 @@ class Cpu:
 
     def _many_rows(self, x: Tensor, matrix: _Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if self.prefill == "fast" and matrix.format != "float32":
-            y = _in_bfloat16(x, matrix.weight, bias)
+            y = in_bfloat16(x, matrix.weight, bias)
         else:
             y = reference.linear(x, matrix.weight, bias)
         return y if residual is None else y.add_(residual)
@@ -294,19 +322,12 @@ class Cpu:
         cache: KVCache,
         layer: int,
         batch: Batch,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        slopes: Tensor | None = None,
-        sinks: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q."""
-        out = self._attention(
-            q.flatten(1), None, None, None, cache, layer, batch,
-            scale=scale, window=window, softcap=softcap, slopes=slopes, sinks=sinks,
-        )  # fmt: skip
-        return out.view(q.shape)
+        if self._has_many_rows(cache, layer, batch):
+            return reference.attention(q, cache, layer, batch, **options)
+        return self._attend(q.flatten(1), None, None, None, cache, layer, batch, **options).view(q.shape)
 
     def attend(
         self,
@@ -320,9 +341,20 @@ class Cpu:
         **options: Any,
     ) -> Tensor:
         """Rotate q and k by the angles if there are any, write k and v to the cache, and attend: flat rows."""
-        return self._attention(q, k, v, angles, cache, layer, batch, **options)
+        if self._has_many_rows(cache, layer, batch):
+            return reference.attend(q, k, v, angles, cache, layer, batch, **options)
+        return self._attend(q, k, v, angles, cache, layer, batch, **options)
 
-    def _attention(
+    def _has_many_rows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
+        """Make the batch's plan and the layer's places if they are new; many rows of one run are torch's."""
+        if self._plan is None or self._plan.batch is not batch:
+            self._plan = _Plan(batch)
+        places = self._layers.get((id(cache), layer))
+        if places is None:
+            places = self._layers[id(cache), layer] = _Layer(cache, layer)
+        return self._plan.most_rows >= MANY_QUERIES or not places.name
+
+    def _attend(
         self,
         q: Tensor,
         k: Tensor | None,
@@ -338,48 +370,24 @@ class Cpu:
         slopes: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        if self._plan is None or self._plan.batch is not batch:
-            self._plan = _Plan(batch)
-        keys = cache.keys[layer]
-        if self._plan.most_rows >= MANY_QUERIES or keys.dtype not in FORMATS:
-            if k is not None and v is not None:
-                q = reference.write(q, k, v, angles, cache, layer, batch)
-            else:
-                q = q.view(len(q), -1, keys.shape[3])
-            return reference.attention(
-                q, cache, layer, batch, scale=scale, window=window, softcap=softcap, slopes=slopes, sinks=sinks
-            ).flatten(1)
-        where = (batch.slots.data_ptr(), q.shape[0], keys.data_ptr(), cache.values[layer].data_ptr())
-        options = (scale, softcap or 0.0, _address(slopes), _address(sinks))
-        return self._attend_to_pages(self._plan, q, k, v, angles, keys, where, window or 0, options)
-
-    def _attend_to_pages(
-        self,
-        plan: _Plan,
-        q: Tensor,
-        k: Tensor | None,
-        v: Tensor | None,
-        angles: Angles | None,
-        keys: Tensor,
-        where: tuple[int, ...],
-        window: int,
-        options: tuple[float, ...],
-    ) -> Tensor:
-        rows, (kv_heads, head_dim) = q.shape[0], keys.shape[2:]
-        heads = q.shape[1] // head_dim
+        plan, places = self._plan, self._layers[id(cache), layer]
+        assert plan is not None
+        rows, size = q.shape
+        heads = size // places.head_dim
         seen = min(window, plan.longest) if window else plan.longest
-        threads = self._threads_for(rows * seen * heads * head_dim * 2)
+        threads = self.threads if rows * seen * size * 2 >= SMALL else 1
         # Parts enough that the threads end together, and none so short that putting them together costs more.
         parts = 1 if threads == 1 else max(1, min(-(-4 * threads // rows), seen // 64))
         cos, sin = (0, 0) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
-        q, key_rows, value_rows = _rows_apart(q), _row_places(k), _row_places(v)
-        out = torch.empty(rows, heads * head_dim)
-        count = rows * parts * heads * (2 + head_dim + PAGE_SIZE)
-        work = self._scratch(count + rows * heads * head_dim)
+        q = _rows_apart(q)
+        out = torch.empty(rows, size)
+        count = rows * parts * heads * (2 + places.head_dim + PAGE_SIZE)
+        work = self._scratch(count + rows * size)
         self._run(
-            f"attention_{FORMATS[keys.dtype]}",
-            *(threads, self._tickets.data_ptr(), q.data_ptr(), 4 * q.stride(0), *key_rows, *value_rows, cos, sin),
-            *(*where, plan.rows.data_ptr(), heads, kv_heads, head_dim, window, parts, *options),
+            places.name,
+            *(threads, self._tickets_at, q.data_ptr(), 4 * q.stride(0), *_row_places(k), *_row_places(v), cos, sin),
+            *(plan.slots_at, rows, places.keys, places.values, plan.rows_at, heads, places.kv_heads, places.head_dim),
+            *(window or 0, parts, scale, softcap or 0.0, _address(slopes), _address(sinks)),
             *(work, work + 4 * count, out.data_ptr()),
         )
         return out

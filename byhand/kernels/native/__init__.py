@@ -33,7 +33,8 @@ def _kernel(function: Any, *, parallel: bool) -> Kernel:
 def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [
-        products.add_tails, products.multiply_rows, products.share_of, products.linear_share, products.linear,
+        products.add_tails, products.multiply_few, products.multiply_rows, products.share_of,
+        products.linear_share, products.linear,
         products.gated_share, products.gated, products.add_rows, products.columns_share, products.linear_columns,
     ]  # fmt: skip
     names = {
@@ -44,8 +45,8 @@ def _products(name: str) -> list[Kernel]:
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
         "one_by_one": tiles.tile(form, 1, 1, 2 if form.scale_bytes else 4),
-        "four_by_one": tiles.tile(form, 4, 1),
         "four_by_two": tiles.tile(form, 4, 2),
+        "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),
     }
     scope = specialise(templates, names, name)
@@ -95,3 +96,10 @@ def compile_kernels(names: Sequence[str]) -> None:
     if child is not None:
         child.wait()
     # Whatever the process could not do is compiled when it is first used.
+
+
+def whether_kept() -> str:
+    """What becomes of compiled kernels, for a note."""
+    if cache_folder() is None:
+        return "for this run only, as their cache cannot be written (BYHAND_CACHE names another folder)"
+    return "once, the next run finds them ready"

@@ -54,16 +54,17 @@ def digest(sources: Path = SOURCES) -> str:
 
 @cache
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None where nothing can be written."""
-    for root in (user_cache(), Path(tempfile.gettempdir()) / f"byhand-{os.getuid() if hasattr(os, 'getuid') else ''}"):
-        folder = root / "kernels" / digest()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            continue
-    return None
+    """Where compiled kernels are kept; None where nothing can be written.
+
+    Never a folder that others may write to, as the one for temporary files is: what is loaded from here is run.
+    """
+    folder = user_cache() / "kernels" / digest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
 
 
 def inlined(function: Any) -> Any:

@@ -27,7 +27,10 @@ from byhand.kernels.native.vectors import (
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
 load, one = load_float32, one_float32
 one_by_one = tile(FORMATS["float32"], 1, 1, 4)
-four_by_one, four_by_two, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 4))
+four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
+
+# Bytes of weights that are kept near while many rows pass by: a part of the second cache.
+KEPT = 2**17
 
 
 @inlined
@@ -87,37 +90,39 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
             put(place, value)
 
 
-def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
-    """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
+def multiply_few(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
+    """`multiply_rows` for at most four rows, each weight read once."""
     stay_apart()
     blocks = inner // BLOCK
     stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
     scale_stride = SCALE_BYTES * blocks
-    if rows == 1:
-        for column in range(start, stop):
-            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
-            one_by_one(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
-    else:
-        whole = start + (stop - start) // 4 * 4
-        for column in range(start, whole, 4):
-            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
-            row = 0
-            while row + 4 <= rows:
-                here, out = x + row * x_stride, place + row * y_stride
-                four_by_four(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
-                row += 4
-            if row + 2 <= rows:
-                here, out = x + row * x_stride, place + row * y_stride
-                four_by_two(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
-                row += 2
-            if row < rows:
-                here, out = x + row * x_stride, place + row * y_stride
-                four_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
-        for column in range(whole, stop):
-            w, s = weights + column * stride, scales + column * scale_stride
-            for row in range(rows):
-                here, out = x + row * x_stride, y + 4 * column + row * y_stride
-                one_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+    whole = start + (stop - start) // 4 * 4 if rows > 1 else start
+    for column in range(start, whole, 4):
+        w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
+        if rows == 4:
+            four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+        elif rows == 3:
+            four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+        else:
+            four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+    for column in range(whole, stop):
+        w, s = weights + column * stride, scales + column * scale_stride
+        for row in range(rows):
+            here, out = x + row * x_stride, y + 4 * column + row * y_stride
+            one_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+
+
+def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
+    """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
+    stay_apart()
+    blocks = inner // BLOCK
+    # For many rows: so many weights that they stay in the second cache while all rows pass by.
+    width = stop - start if rows <= 4 else max(4, KEPT // (blocks * BLOCK_BYTES + 1) // 4 * 4)
+    for first in range(start, stop, width):
+        last = min(first + width, stop)
+        for row in range(0, rows, 4):
+            here, out = x + row * x_stride, y + row * y_stride
+            multiply_few(weights, scales, first, last, inner, here, x_stride, min(4, rows - row), out, y_stride)
     if not SCALE_BYTES and blocks * BLOCK != inner:
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
 
