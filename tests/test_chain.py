@@ -15,6 +15,7 @@ from byhand.sampling.chain import Choice, choose, run_chain
 from byhand.sampling.look import look
 from byhand.sampling.params import SamplingParams
 from byhand.sampling.stages import History
+from tests.test_stages import ALL_ON
 
 VOCAB = 300
 EOS = 2
@@ -27,23 +28,6 @@ def random_logits(seed: int, vocab_size: int = VOCAB, scale: float = 3.0) -> tor
 def choose_at(logits: torch.Tensor, params: SamplingParams, ids: Sequence[int] = (1, 5), **options: Any) -> Choice:
     settled = {"eos_ids": frozenset({EOS}), "position": len(ids), "seed": 7, **options}
     return choose(logits, ids, settled.pop("prompt_length", 1), params, **settled)
-
-
-ALL_ON = {
-    "temperature": 0.8,
-    "top_k": 50,
-    "top_p": 0.9,
-    "min_p": 0.01,
-    "typical_p": 0.95,
-    "repetition_penalty": 1.2,
-    "presence_penalty": 0.5,
-    "frequency_penalty": 0.25,
-    "no_repeat_ngram_size": 2,
-    "logit_bias": {5: 1.5},
-    "allowed_ids": range(1, 290),
-    "banned_ids": [7],
-    "min_tokens": 9,
-}
 
 
 # Order.

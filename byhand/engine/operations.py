@@ -1,6 +1,7 @@
 """What a user does to a run: insert, edit, rewind, fork, set. Each is a change to its list of ids.
 
-An operation that fails leaves the run as it was.
+A value that is refused changes nothing, and an insert that finds no pages leaves the run as it was; an edit has let go
+of what came after its place by then.
 """
 
 from __future__ import annotations
