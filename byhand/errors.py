@@ -2,8 +2,10 @@
 
 ByhandError
 ├── BadRequest            a value the user gave: `param` names it
-│   ├── PromptError       empty, too long, an id out of range, text that is not one token
-│   └── TemplateError     a chat template that fails, loops or is missing
+│   ├── PromptError       empty, an id out of range, text that is not one token
+│   │   └── PromptTooLong     more tokens than the model reads
+│   ├── TemplateError     a chat template that fails, loops or is missing
+│   └── LimitExceeded     more than this server gives to one request
 ├── CheckpointError       a model that cannot be opened
 │   ├── CheckpointNotFound    no such folder, file or hub id
 │   ├── UnknownArchitecture   a model_type that has no file in models/
@@ -13,6 +15,9 @@ ByhandError
 ├── RecordError           a file that is no record, or is of another version
 ├── RunFinished           a step asked of a run that has ended
 ├── OutOfPages            the KV cache has no room left
+├── TimeLimit             a run had all the seconds it may have
+├── Busy                  no place for one more run now: try again later
+├── NotServing            the engine is starting, draining or closed
 └── MissingExtra          an optional dependency is not installed
 """
 
@@ -43,8 +48,16 @@ class PromptError(BadRequest):
     """A prompt or token that the model cannot read."""
 
 
+class PromptTooLong(PromptError):
+    """A prompt of more tokens than the model reads."""
+
+
 class TemplateError(BadRequest):
     """A chat template that fails, takes too long, or is missing."""
+
+
+class LimitExceeded(BadRequest):
+    """A value that the model could serve, but that is more than one request may ask for here."""
 
 
 class CheckpointError(ByhandError):
@@ -81,6 +94,27 @@ class RunFinished(ByhandError):
 
 class OutOfPages(ByhandError):
     """The KV cache has no room left."""
+
+
+class TimeLimit(ByhandError):
+    """A run had all the seconds it may have."""
+
+
+class Busy(ByhandError):
+    """No place for one more run now; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 1, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class NotServing(ByhandError):
+    """The engine takes no runs: `state` is "starting", "draining", "closed" or "failed"."""
+
+    def __init__(self, message: str, *, state: str, retry_after: int = 5, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.state = state
+        self.retry_after = retry_after
 
 
 class MissingExtra(ByhandError):

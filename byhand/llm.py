@@ -16,7 +16,7 @@ from byhand.checkpoint import Checkpoint, open_checkpoint
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
-from byhand.errors import BadRequest, ByhandError, PromptError
+from byhand.errors import BadRequest, ByhandError, PromptError, PromptTooLong
 from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import build
@@ -144,7 +144,7 @@ class LLM:
         if not ids:
             raise PromptError("the prompt is empty: it has no token at all", param="prompt")
         if len(ids) > self.context_length:
-            raise PromptError(
+            raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens; this model reads {self.context_length}", param="prompt"
             )
         return ids
