@@ -91,6 +91,8 @@ def test_the_prompt_may_come_from_stdin_or_as_ids(cli: Cli, llm: LLM) -> None:
 def test_every_sampling_field_has_a_flag_and_a_setting(cli: Cli) -> None:
     examples = {"number": "0.5", "integer": "3", "ids": "5,6", "texts": "end", "biases": "7=-1.5", "flag": ""}
     values = {"number": 0.5, "integer": 3, "ids": [5, 6], "texts": ["end"], "biases": {7: -1.5}, "flag": True}
+    for kind, text in {"text": "(red|blue)+", "schema": '{"type":"object"}'}.items():
+        examples[kind] = values[kind] = text
     assert {info.name for info in typed_fields()} == set(SamplingParams().to_json()) - {"n", "stages"}
     for info in typed_fields():
         flag = f"--{info.name.replace('_', '-')}"

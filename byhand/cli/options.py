@@ -21,7 +21,15 @@ WIDEST_HELP = 96
 # One command runs one continuation, and functions cannot be typed.
 _NOT_TYPED = ("n", "stages")
 
-_METAVARS = {"number": "X", "integer": "N", "ids": "ID[,ID]", "texts": "TEXT", "biases": "ID=BIAS"}
+_METAVARS = {
+    "number": "X",
+    "integer": "N",
+    "ids": "ID[,ID]",
+    "text": "TEXT",
+    "texts": "TEXT",
+    "schema": "JSON",
+    "biases": "ID=BIAS",
+}
 
 
 class UsageError(BadRequest):
@@ -94,7 +102,9 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "number": _number,
     "integer": integer,
     "ids": ids,
+    "text": str,
     "texts": str,
+    "schema": str,
     "biases": _bias,
 }
 

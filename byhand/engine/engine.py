@@ -7,7 +7,8 @@ does to a run (`operations.py`) is a change to its list of ids, after which the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from threading import RLock
 from time import perf_counter
@@ -21,9 +22,13 @@ from byhand.errors import OutOfPages, RunFinished
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, choose
+from byhand.sampling.constraints import Grammars
+from byhand.sampling.look import look
 from byhand.sampling.params import SamplingParams
 from byhand.text import Tokenizer
-from byhand.types import Candidate, FinishReason, Step
+from byhand.types import Candidate, FinishReason, Position, Step
+
+Told = Position | Step
 
 # Rows of one pass. More rows make better use of the processor; fewer let other runs' tokens out sooner.
 MAX_ROWS = 512
@@ -49,6 +54,7 @@ class Engine:
         self.cache = cache
         self.pager = Pager(cache, root)
         self.eos_ids = eos_ids
+        self.grammars = Grammars(tokenizer, model.vocab_size, eos_ids)
         self.max_rows = max_rows
         self.context_length = model.context_length
         self.lock = RLock()
@@ -60,12 +66,14 @@ class Engine:
         self, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0, reuse: bool = True
     ) -> RunState:
         """Make a run of checked ids. Nothing is computed yet, but pages that are known already are its own."""
+        self.grammars.check(params)
         with self.lock:
             self.collect()
             text_state = TextState(self.tokenizer, ids, params.stop)
             run = RunState(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
             if reuse:
                 self.pager.adopt_prefix(run)
+                run.cached = run.computed
             self.check_length(run)
             return run
 
@@ -100,8 +108,8 @@ class Engine:
         """
         with self.lock:
             self.collect()
-            self._pass_over([run for run in runs if run.kept is None and not run.is_finished], runs)
-            return [[self._commit(run)] if self._is_ready(run) else [] for run in runs]
+            self._pass_over(runs, runs)
+            return [[self.commit(run)] if self.is_ready(run) else [] for run in runs]
 
     def step_one(self, run: RunState, forced: int | None = None) -> Step:
         """One token for one run, the sampler's or `forced`, however many passes it needs."""
@@ -112,7 +120,7 @@ class Engine:
                     hint="rewind, edit or insert to go on",
                 )
             self.prefill([run])
-            return self._commit(run, forced)
+            return self.commit(run, forced)
 
     def prefill(self, runs: Sequence[RunState], others: Sequence[RunState] = ()) -> None:
         """Compute the runs' lists to the end, in as many passes as it takes; no token is chosen.
@@ -121,50 +129,62 @@ class Engine:
         """
         with self.lock:
             self.collect()
-            while waiting := [run for run in runs if run.kept is None and not run.is_finished]:
+            while waiting := [run for run in runs if run.next_needed is not None]:
                 self._pass_over(waiting, [*waiting, *others])
 
-    def _is_ready(self, run: RunState) -> bool:
+    def is_ready(self, run: RunState) -> bool:
+        """Whether a token can be chosen for it now."""
         return run.kept is not None and not run.is_finished
 
     def _pass_over(self, waiting: Sequence[RunState], runs: Sequence[RunState]) -> None:
-        """One pass over the waiting runs; those whose lists it completes keep the logits of their last row."""
-        for run in waiting:
-            if not run.uncomputed:
-                # After a rewind all is computed but the logits are gone: the last token is computed again.
-                self.pager.truncate(run, len(run.ids) - 1)
-        chunks = self._reserve(schedule(waiting, self.max_rows), runs)
-        if not chunks:
-            return
-        hidden = self.forward(chunks)
-        ends = accumulate(chunk.rows for chunk in chunks)
-        last = [(chunk.run, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
-        if last:
-            logits = self._logits(hidden[[row for _, row in last]])
-            for (run, _), row in zip(last, logits, strict=True):
-                run.kept = row.clone()
+        """One pass; when pages run out, the youngest of `runs` gives its own up."""
 
-    def _reserve(self, chunks: list[Chunk], runs: Sequence[RunState]) -> list[Chunk]:
-        """Give each chunk its pages; when they run out, younger runs give theirs up and wait."""
+        def youngest(run: RunState) -> RunState | None:
+            younger = runs[runs.index(run) + 1 :]
+            return next((other for other in reversed(younger) if other.pages), None)
+
+        planned = schedule(self.align(waiting), self.max_rows)
+        chunks = self.reserve(planned, youngest)
+        if planned and not chunks:
+            raise self.out_of_pages()
+        if chunks:
+            self.compute(chunks, [])
+
+    def align(self, runs: Sequence[RunState]) -> list[RunState]:
+        """The runs that need a pass. One whose next logits are gone computes the token before them once more."""
+        waiting = []
+        for run in runs:
+            needed = run.next_needed
+            if needed is not None:
+                self.pager.truncate(run, needed)
+                waiting.append(run)
+        return waiting
+
+    def reserve(self, chunks: Sequence[Chunk], victim: Callable[[RunState], RunState | None]) -> list[Chunk]:
+        """Give each chunk its pages, oldest run first; those that find none wait for another pass.
+
+        `victim` names a run that must give its pages up for this one; it is computed again later from its ids.
+        """
         fitted: list[Chunk] = []
         for chunk in chunks:
             gave_up_its_pages = chunk.start != chunk.run.computed
-            if not gave_up_its_pages and self._make_room(chunk, runs, spared=[other.run for other in fitted]):
+            if not gave_up_its_pages and self._make_room(chunk, victim):
                 fitted.append(chunk)
-        if chunks and not fitted:
-            raise OutOfPages(
-                f"the KV cache of {self.cache.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
-                hint="open the model with a larger cache_tokens, or let go of some runs",
-            )
         return fitted
 
-    def _make_room(self, chunk: Chunk, runs: Sequence[RunState], spared: list[RunState]) -> bool:
-        younger = runs[runs.index(chunk.run) + 1 :]
+    def out_of_pages(self) -> OutOfPages:
+        """What to say when not even the oldest run finds room."""
+        return OutOfPages(
+            f"the KV cache of {self.cache.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
+            hint="open the model with a larger cache_tokens, or let go of some runs",
+        )
+
+    def _make_room(self, chunk: Chunk, victim: Callable[[RunState], RunState | None]) -> bool:
         while not self._try_reserve(chunk):
-            victims = [run for run in younger if run.pages and run not in spared]
-            if not victims:
+            other = victim(chunk.run)
+            if other is None:
                 return False
-            self.release(victims[-1])
+            self.release(other)
         return True
 
     def _try_reserve(self, chunk: Chunk) -> bool:
@@ -174,6 +194,49 @@ class Engine:
             self.pager.truncate(chunk.run, chunk.run.computed)
             return False
         return True
+
+    def compute(self, chunks: Sequence[Chunk], told: list[tuple[RunState, Told]]) -> None:
+        """One pass over reserved chunks, and what each wanted row says.
+
+        A prompt position that is watched becomes a Position, an id of the user's a Step: they are added to `told`. The
+        last row's logits are kept. A run whose own chain fails on the way ends alone.
+        """
+        hidden = self.forward(chunks)
+        firsts = accumulate((chunk.rows for chunk in chunks), initial=0)
+        wanted = [
+            (chunk.run, position, first + position - chunk.start)
+            for chunk, first, needed in zip(chunks, firsts, [chunk.run.next_needed for chunk in chunks], strict=False)
+            if needed is not None
+            for position in range(max(chunk.start, needed), chunk.end)
+        ]
+        rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
+        for first in range(0, len(wanted), rows_at_once):
+            block = wanted[first : first + rows_at_once]
+            logits = self._logits(hidden[[row for _, _, row in block]])
+            for (run, position, _), line in zip(block, logits, strict=True):
+                try:
+                    told += [(run, item) for item in self._use_row(run, position, line)]
+                except Exception as error:  # noqa: BLE001 (a user's stage may raise anything; it is the run's alone)
+                    self.fail(run, error)
+
+    def _use_row(self, run: RunState, position: int, logits: torch.Tensor) -> Iterator[Told]:
+        """What the logits after `position` are good for."""
+        if run.error is not None:
+            return
+        if run.watch is not None and position == run.watched < run.prompt_length:
+            yield self._position(run, position, logits)
+            run.watched += 1
+        if position + 1 == run.prompt_length + len(run.steps) < len(run.ids):
+            yield self.tell(run, logits)
+        if position + 1 == len(run.ids) and not run.is_finished:
+            run.kept = logits.clone()
+
+    def fail(self, run: RunState, error: Exception) -> None:
+        """End one run with an error and free its pages; rewind, edit, insert or set can bring it back."""
+        del run.ids[run.prompt_length + len(run.steps) :]
+        run.finish_reason, run.error = FinishReason.ERROR, error
+        run.watch = None
+        self.release(run)
 
     def forward(self, chunks: Sequence[Chunk], *, publish: bool = True) -> torch.Tensor:
         """Run the model over reserved chunks: (N, hidden) float32, row by row in the chunks' order."""
@@ -209,7 +272,10 @@ class Engine:
         """
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         while run.uncomputed:
-            [chunk] = self._reserve(schedule([run], self.max_rows), [run])
+            chunks = self.reserve(schedule([run], self.max_rows), lambda _: None)
+            if not chunks:
+                raise self.out_of_pages()
+            [chunk] = chunks
             hidden = self.forward([chunk], publish=publish)
             for first in range(0, chunk.rows, rows_at_once):
                 yield chunk.start + first, self._logits(hidden[first : first + rows_at_once])
@@ -232,22 +298,61 @@ class Engine:
             choice=run.choice,
             seed=run.seed,
             forced=forced,
+            grammars=self.grammars,
         )
 
     def stop_ids(self, params: SamplingParams) -> frozenset[int]:
         """The ids that end a run: the checkpoint's, unless ignored, and the request's."""
         return frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
 
-    def _commit(self, run: RunState, forced: int | None = None) -> Step:
+    def decide(self, run: RunState, forced: int | None = None) -> Choice:
+        """The next token of a run that is ready; nothing changes, except that a chain that fails ends the run."""
+        assert run.kept is not None
+        try:
+            return self.choose(run, run.kept, len(run.ids), forced)
+        except Exception as error:
+            self.fail(run, error)
+            raise
+
+    def commit(self, run: RunState, forced: int | None = None, choice: Choice | None = None) -> Step:
+        """Append the next token; a failure on the way ends the run, and is raised."""
         assert run.kept is not None
         started = perf_counter()
-        choice = self.choose(run, run.kept, len(run.ids), forced)
-        run.ids.append(choice.id)
-        text = self._read_ending(run, choice.id)
-        step = self.make_step(run, choice, len(run.ids) - 1, text, run.work, perf_counter() - started)
+        choice = choice or self.decide(run, forced)
+        try:
+            run.ids.append(choice.id)
+            text = self._read_ending(run, choice.id)
+            step = self.make_step(run, choice, len(run.ids) - 1, text, run.work, perf_counter() - started)
+            if run.recent is not None:
+                run.recent.keep(step.position, run.kept)
+        except Exception as error:
+            self.fail(run, error)
+            raise
         run.kept, run.work = None, Work()
         self.keep_step(run, step)
         return step
+
+    def tell(self, run: RunState, logits: torch.Tensor) -> Step:
+        """Make the Step of the first id of the user's that has none yet, from the logits that stand before it."""
+        position = run.prompt_length + len(run.steps)
+        choice = self.choose(run, logits, position, run.ids[position])
+        text = run.text_state.insert(choice.id)
+        if run.recent is not None:
+            run.recent.keep(position, logits.clone())
+        step = replace(self.make_step(run, choice, position, text, run.work, 0.0), finish_reason=None)
+        self.keep_step(run, step)
+        return step
+
+    def _position(self, run: RunState, position: int, logits: torch.Tensor) -> Position:
+        assert run.watch is not None
+        if run.prompt_tokens is None:
+            run.prompt_tokens = tuple(self.tokenizer.token(token) for token in run.ids[: run.prompt_length])
+            run.pieces = tuple(token.text for token in run.prompt_tokens)
+        follows = run.ids[position + 1] if position + 1 < run.prompt_length else None
+        [row] = look(logits[None], run.watch, [follows])
+        best = tuple(self.candidate(*entry) for entry in row.top)
+        actual = None if row.actual is None else self.candidate(*row.actual)
+        return Position(position, run.prompt_tokens[position], best[0], best, actual, row.entropy, run.pieces)
 
     def keep_step(self, run: RunState, step: Step) -> None:
         """Add a step to the run's history, with the settings it was made under."""
@@ -273,7 +378,8 @@ class Engine:
     def check_length(self, run: RunState, *, only_context: bool = False) -> None:
         """End a run that has all the tokens it may have: the context's, and max_tokens unless `only_context`."""
         limit = None if only_context else run.params.max_tokens
-        if len(run.ids) >= self.context_length or (limit is not None and run.generated >= limit):
+        longest = min(self.context_length, run.max_length or self.context_length)
+        if len(run.ids) >= longest or (limit is not None and run.generated >= limit):
             run.finish_reason = FinishReason.LENGTH
 
     def make_step(

@@ -1,19 +1,19 @@
 """What a user does to a run: insert, edit, rewind, fork, set. Each is a change to its list of ids.
 
-A value that is refused changes nothing, and an insert that finds no pages leaves the run as it was; an edit has let go
-of what came after its place by then.
+An operation that is refused, or that finds no pages, leaves the run as it was. `begin_insert` and `begin_edit` change
+the list and leave the computing to later passes: what a scheduler needs; `insert` and `edit` compute at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 from byhand.engine.engine import Engine
-from byhand.engine.state import RunState, TextState, Work
-from byhand.errors import BadRequest, ByhandError, PromptError
-from byhand.sampling.chain import Choice
+from byhand.engine.state import RunState, Snapshot, TextState, Work
+from byhand.errors import BadRequest, PromptError
 from byhand.types import FinishReason, Step
 
 
@@ -30,44 +30,56 @@ def insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
             f"{len(ids)} tokens do not fit: the context of {engine.context_length} has room for {room} more",
             param="text",
         )
-    with engine.lock:
-        length, was_finished = len(run.ids), run.is_finished
-        before = run.finish_reason, run.stop_reason, run.text, run.text_state, run.steps
-        if was_finished:
-            _continue(engine, run)
-        try:
-            steps = _insert(engine, run, ids)
-        except ByhandError:
-            shorten(engine, run, length)
-            run.finish_reason, run.stop_reason, run.text, run.text_state, run.steps = before
-            raise
-        # Who writes on after max_tokens ended the run wants to go on; only the context's end is harder than that.
-        engine.check_length(run, only_context=was_finished)
-        return steps
+    with engine.lock, _or_as_before(engine, run):
+        begin_insert(engine, run, ids)
+        settle(engine, run)
+        return run.steps[-len(ids) :]
 
 
-def _insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
-    first = len(run.ids)
-    engine.prefill([run])
-    assert run.kept is not None
-    choices = [engine.choose(run, run.kept, first, ids[0])]
-    works = [run.work]
-    run.kept, run.work = None, Work()
+def begin_insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
+    """Append checked ids whose Steps the next passes make; the first is made at once where its logits are there."""
+    was_finished, kept = run.is_finished, run.kept
+    if was_finished:
+        _continue(engine, run)
     run.ids.extend(ids)
-    for start, logits in engine.logit_blocks(run, publish=True):
-        for position, row in enumerate(logits, start + 1):
-            if position == len(run.ids):
-                run.kept = row.clone()
-            else:
-                choices.append(engine.choose(run, row, position, run.ids[position]))
-                works.append(run.work)
-    return [_keep_inserted(engine, run, choice, first + i, works[i]) for i, choice in enumerate(choices)]
+    steps = [] if kept is None else [engine.tell(run, kept)]
+    if kept is not None:
+        run.kept, run.work = None, Work()
+    # Who writes on after max_tokens ended the run wants to go on; only the context's end is harder than that.
+    engine.check_length(run, only_context=was_finished)
+    return steps
 
 
-def _keep_inserted(engine: Engine, run: RunState, choice: Choice, position: int, work: Work) -> Step:
-    step = engine.make_step(run, choice, position, run.text_state.insert(choice.id), work, 0.0)
-    engine.keep_step(run, step)
-    return step
+def settle(engine: Engine, run: RunState) -> None:
+    """Compute a run to its end, here and now; what fails on the way is raised."""
+    engine.prefill([run])
+    if run.error is not None:
+        raise run.error
+
+
+@contextmanager
+def _or_as_before(engine: Engine, run: RunState) -> Iterator[None]:
+    before = run.snapshot()
+    try:
+        yield
+    except BaseException:  # also when the user interrupts a long insert
+        restore(engine, run, before)
+        raise
+
+
+def restore(engine: Engine, run: RunState, before: Snapshot) -> None:
+    """Put a run back as it was; what is no longer in the cache is computed again when it is needed."""
+    same = next((i for i, (a, b) in enumerate(zip(run.ids, before.ids, strict=False)) if a != b), None)
+    common = min(len(run.ids), len(before.ids)) if same is None else same
+    if common < max(len(run.ids), len(before.ids)):
+        run.kept, run.work = None, Work()
+        engine.pager.truncate(run, common)
+        if run.recent is not None:
+            run.recent.forget(position for position in run.recent.positions if position >= common)
+    for info in fields(before):
+        value = getattr(before, info.name)
+        setattr(run, info.name, list(value) if isinstance(value, list) else value)
+    run.text_state = before.text_state.copy()
 
 
 def rewind(engine: Engine, run: RunState, count: int) -> None:
@@ -87,6 +99,8 @@ def shorten(engine: Engine, run: RunState, length: int) -> None:
     if length < len(run.ids):
         run.kept, run.work = None, Work()
         engine.pager.truncate(run, length)
+        if run.recent is not None:
+            run.recent.forget(place for place in run.recent.positions if place >= length)
     del run.ids[length:]
     run.prompt_length = min(run.prompt_length, length)
     run.cached = min(run.cached, run.computed)
@@ -101,19 +115,27 @@ def edit(engine: Engine, run: RunState, position: int, token: int) -> list[Step]
         raise BadRequest(
             f"`position` is {position!r}; this run's tokens stand at 0 to {len(run.ids) - 1}", param="position"
         )
-    with engine.lock:
-        in_prompt = position < run.prompt_length
-        shorten(engine, run, max(position, 1))
-        if not in_prompt:
-            return insert(engine, run, [token])
-        run.ids[position:] = [token]
-        run.prompt_length = len(run.ids)
-        if position == 0:
-            engine.release(run)
-        run.kept = None
-        _continue(engine, run)
-        engine.prefill([run])
-        return []
+    with engine.lock, _or_as_before(engine, run):
+        begin_edit(engine, run, position, token)
+        settle(engine, run)
+        return run.steps[position - run.prompt_length :] if position >= run.prompt_length else []
+
+
+def begin_edit(engine: Engine, run: RunState, position: int, token: int) -> list[Step]:
+    """Change the list of ids; the next passes make the Step, or read the changed prompt."""
+    in_prompt = position < run.prompt_length
+    shorten(engine, run, max(position, 1))
+    if not in_prompt:
+        return begin_insert(engine, run, [token])
+    run.ids[position:] = [token]
+    run.prompt_length = len(run.ids)
+    run.watched, run.prompt_tokens = min(run.watched, position), None
+    if position == 0:
+        engine.release(run)
+    run.kept = None
+    _continue(engine, run)
+    engine.check_length(run)
+    return []
 
 
 def fork(engine: Engine, run: RunState, *, seed: int | None = None, choice: int | None = None) -> RunState:
@@ -128,6 +150,7 @@ def fork(engine: Engine, run: RunState, *, seed: int | None = None, choice: int 
             step_params=list(run.step_params),
             params=run.params if seed is None else run.params.replace(seed=seed),
             choice=run.choice if choice is None else choice,
+            recent=None if run.recent is None else run.recent.copy(),
         )
         engine.pager.share(run, twin)
         return twin
@@ -137,10 +160,11 @@ def change_params(engine: Engine, run: RunState, changes: dict[str, Any]) -> Non
     """Set parameters for the steps to come; a run that ended by its length goes on when the new length allows."""
     params = run.params.replace(**changes)
     params.check_vocabulary(engine.model.vocab_size)
+    engine.grammars.check(params)
     with engine.lock:
         stops_changed = params.stop != run.params.stop
         run.params = params if params.seed is not None else params.replace(seed=run.seed)
-        if run.finish_reason not in (None, FinishReason.LENGTH):
+        if run.finish_reason not in (None, FinishReason.LENGTH, FinishReason.ERROR):
             return
         if run.is_finished or stops_changed:
             _continue(engine, run)
@@ -152,7 +176,7 @@ def _continue(engine: Engine, run: RunState) -> None:
 
     The text is cut anew among the steps, so that their texts joined are the run's.
     """
-    run.finish_reason = run.stop_reason = None
+    run.finish_reason = run.stop_reason = run.error = None
     prompt_ids, ids = run.ids[: run.prompt_length], run.ids[run.prompt_length :]
     run.text_state, pieces = TextState.reread(engine.tokenizer, prompt_ids, ids, run.params.stop)
     run.text = "".join(pieces)

@@ -12,11 +12,12 @@ import torch
 
 from byhand.errors import BadRequest
 from byhand.sampling import stages
+from byhand.sampling.constraints import Grammars
 from byhand.sampling.dice import draw, throw
 from byhand.sampling.fields import plain
 from byhand.sampling.look import Row, Scored, measure, vector
 from byhand.sampling.order import Logits, survivors
-from byhand.sampling.params import SamplingParams, StageFunction, fields_table, stage_name
+from byhand.sampling.params import CONSTRAINTS, SamplingParams, StageFunction, fields_table, stage_name
 from byhand.sampling.stages import History
 from byhand.types import ChainStage, Draw
 
@@ -30,11 +31,13 @@ PROCESSORS = (
     "min_tokens",
     "allowed_ids",
     "banned_ids",
+    *CONSTRAINTS,
 )
 WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # not run when greedy
 
 TOP = 10
 SHOWN = 6
+LONGEST = 60
 OFF = {info.name: info.off for info in fields_table()}
 
 Stage = Callable[[History, Logits, SamplingParams], Logits]
@@ -54,6 +57,8 @@ def _setting(value: object) -> str:
     """A stage's value as a table shows it: long lists are counted."""
     if isinstance(value, dict):
         value = tuple(f"{token}: {bias:+g}" for token, bias in value.items())
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST else value[: LONGEST - 3] + "..."
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) if len(value) <= SHOWN else f"{len(value)} tokens"
     return plain(value)
@@ -160,6 +165,7 @@ def choose(
     seed: int = 0,
     forced: int | None = None,
     top: int = TOP,
+    grammars: Grammars | None = None,
 ) -> Choice:
     """Choose the token at `position` from raw logits (vocab,), and keep everything there is to know about it.
 
@@ -170,7 +176,7 @@ def choose(
     if forced is not None and not 0 <= forced < len(values):
         raise BadRequest(f"token {forced} cannot be forced; this model's ids end at {len(values) - 1}", param="force")
     row = measure(values, max(TOP, top, params.logprobs or 0))
-    links = run_chain(values, History(ids, prompt_length, eos_ids), params)
+    links = run_chain(values, History(ids, prompt_length, eos_ids, grammars), params)
     u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
     token, share, log_normalizer = _decide(links, row, u)
     token = token if forced is None else forced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -10,7 +11,7 @@ from typing import Literal
 
 from byhand.errors import BadRequest
 
-Kind = Literal["number", "integer", "flag", "ids", "texts", "biases", "functions"]
+Kind = Literal["number", "integer", "flag", "ids", "text", "texts", "schema", "biases", "functions"]
 
 INTEGER_LIMIT = 2**31 - 1
 
@@ -110,6 +111,25 @@ def _check_ids(info: FieldInfo, value: object) -> tuple[int, ...]:
     return ids
 
 
+def _check_text(info: FieldInfo, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(info, value, "a string of at least 1 character")
+    return value
+
+
+def _check_schema(info: FieldInfo, value: object) -> str:
+    """A JSON schema, as an object or as its text, in one shape: its text."""
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+        if isinstance(schema, Mapping):
+            return json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise BadRequest(f"`{info.name}` is nested too deeply", param=info.name) from None
+    except (ValueError, TypeError):
+        pass
+    raise _wrong(info, value, "a JSON schema: an object, or its text")
+
+
 def _check_texts(info: FieldInfo, value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else _items(info, value, "strings")
     for text in texts:
@@ -155,7 +175,9 @@ CHECKS: dict[Kind, Callable[[FieldInfo, object], object]] = {
     "integer": _check_integer,
     "flag": _check_flag,
     "ids": _check_ids,
+    "text": _check_text,
     "texts": _check_texts,
+    "schema": _check_schema,
     "biases": _check_biases,
     "functions": _check_functions,
 }

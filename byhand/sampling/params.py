@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 StageFunction = Callable[[Sequence[int], "torch.Tensor"], "torch.Tensor"]
 
+# The fields of which at most one constrains the whole continuation.
+CONSTRAINTS = ("json_schema", "json_object", "regex", "choices")
 SEED_LIMITS = (-(2**63), 2**64 - 1)
 
 
@@ -132,6 +134,16 @@ class SamplingParams:
     banned_ids: tuple[int, ...] = _option(
         "ids", (), "token ids that are never generated", off=(), minimum=0, maximum=INTEGER_LIMIT
     )
+    json_schema: str | None = _option(
+        "schema", None, "let only JSON that fits this schema be generated, without free white space", optional=True
+    )
+    json_object: bool = _option(
+        "flag", False, "let only a JSON object be generated, with no free white space", off=False
+    )
+    regex: str | None = _option(
+        "text", None, "let only text be generated that this regular expression matches as a whole", optional=True
+    )
+    choices: tuple[str, ...] = _option("texts", (), "let only one of these texts be generated", off=())
     seed: int | None = _option(
         "integer",
         None,
@@ -187,6 +199,10 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             message = f"`min_tokens` is {self.min_tokens}; it must be at most max_tokens, which is {self.max_tokens}"
             raise BadRequest(message, param="min_tokens")
+        constraints = [name for name in CONSTRAINTS if getattr(self, name)]
+        if len(constraints) > 1:
+            message = f"`{constraints[0]}` and `{constraints[1]}` are both given; a run follows one constraint"
+            raise BadRequest(message, param=constraints[1])
 
     @property
     def is_greedy(self) -> bool:

@@ -14,17 +14,20 @@ from math import isfinite, log
 
 import numpy as np
 
+from byhand.errors import BadRequest
+from byhand.sampling.constraints import Grammars, constraint_of
 from byhand.sampling.order import Ids, Logits, best, exp_moments, survivors
 from byhand.sampling.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was read and written so far: prompt and continuation in `ids`, and the ids that end a sequence."""
+    """What was read and written so far: prompt and continuation in `ids`, the ids that end a sequence, the grammars."""
 
     ids: Sequence[int]
     prompt_length: int
     eos_ids: frozenset[int]
+    grammars: Grammars | None = None  # needed only where a constraint is on
 
     @property
     def generated(self) -> Sequence[int]:
@@ -112,6 +115,20 @@ def allowed_ids(history: History, logits: Logits, params: SamplingParams) -> Log
 def banned_ids(history: History, logits: Logits, params: SamplingParams) -> Logits:
     """Removes the banned tokens."""
     return _without(logits, _array(params.banned_ids))
+
+
+def _constrained(history: History, logits: Logits, params: SamplingParams) -> Logits:
+    """Removes every token that would leave the constraint."""
+    key = constraint_of(params)
+    assert key is not None
+    if history.grammars is None:
+        raise BadRequest(f"`{key[0]}` needs a vocabulary, and none was given", param=key[0])
+    kept = logits.copy()
+    kept[~history.grammars.mask(key, history.generated)] = -np.inf
+    return kept
+
+
+json_schema = json_object = regex = choices = _constrained
 
 
 def temperature(history: History, logits: Logits, params: SamplingParams) -> Logits:
