@@ -28,9 +28,10 @@ ROOMS: dict[str, set[str]] = {
     "hub": BASE,
     "checkpoint": BASE | {"config", "hub"},
     "kv_cache": BASE | {"pages"},
-    "quantize": BASE | {"weights"},
+    "quantize": BASE | {"checkpoint", "weights"},
+    "shards": BASE,
     "weights": DATA,
-    "convert": DATA | {"hub", "weights", "models", "kernels"},
+    "convert": DATA | {"hub", "weights", "models", "kernels", "quantize", "shards"},
     "rope": DATA,
     "text": DATA,
     "kernels": DATA | {"kv_cache", "weights"},
@@ -41,10 +42,11 @@ ROOMS: dict[str, set[str]] = {
     "jsonable": BASE,
     "run": DATA | {"engine", "sampling", "text", "record", "llm"},
     "record": DATA | {"jsonable", "sampling", "run", "llm"},
-    "llm": DATA | {"engine", "kernels", "kv_cache", "models", "record", "run", "sampling", "text"},
+    "llm": DATA | {"engine", "kernels", "kv_cache", "models", "record", "run", "sampling", "text", "weights"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
-    "cli": {*BASE, "checkpoint", "convert", "hub", "jsonable", "llm", "models", "record", "run", "sampling", "text"}
+    "bench": BASE | {"checkpoint", "hub", "kernels", "layers", "llm", "sampling", "weights"},
+    "cli": {*BASE, "bench", "checkpoint", "convert", "hub", "jsonable", "llm", "models", "record", "run", "sampling", "text"}
     | {"verify", "weights", "config"},
     "__init__": BASE | {"sampling", "llm", "run", "record"},
     "__main__": {"cli"},
@@ -110,7 +112,7 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
         assert "torch" not in at_once
     if room in ("types", "errors", "html", "pages"):
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
-    if room != "verify":
+    if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"
 
 

@@ -1,0 +1,207 @@
+"""From what is asked for to entries of results: which checkpoints, which engines are here, which scenarios fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from byhand.bench import results
+from byhand.bench.checkpoints import Source, make, source_of
+from byhand.bench.engines import PEERS, PRECISIONS, Peer
+from byhand.bench.extras import measure_cold, measure_forks, measure_prefix
+from byhand.bench.process import EngineFailed, Worker
+from byhand.bench.run import Contestant, Plan, files_for, measure
+from byhand.bench.scenarios import Scenario
+from byhand.bench.summary import summarise
+from byhand.errors import BadRequest
+
+INSTALLED, NONE = "installed", "none"
+HOW_TO_INSTALL = "pip install 'byhand[peers]' brings them"
+
+# How each kind of scenario is measured, where not burst against burst.
+MEASURES: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "cold": measure_cold,
+    "forks": measure_forks,
+    "prefix": measure_prefix,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for. `models` are folders of one's own; without any, `shapes` are made."""
+
+    scenarios: Sequence[Scenario]
+    models: Sequence[str | None] = ()
+    shapes: Sequence[str] = ()
+    precisions: Sequence[str] = ("bf16",)
+    peers: Sequence[str] = (INSTALLED,)
+    rounds: int | None = None
+    threads: int = 1
+    cache: Path = Path()
+    control: bool = True
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tell: Callable[[str], None] = print
+
+
+# Which engines are here.
+
+
+def peers_asked(request: Request) -> list[Peer]:
+    """The peers to run: those that are installed, and a sentence about the others; or those named."""
+    if NONE in request.peers:
+        return []
+    names = list(PEERS) if INSTALLED in request.peers else list(dict.fromkeys(request.peers))
+    for name in names:
+        if name not in PEERS:
+            known = ", ".join((INSTALLED, NONE, *PEERS))
+            raise BadRequest(f"--peers is {name!r}; it must be one of {known}", param="--peers")
+    missing = [name for name in names if not is_installed(PEERS[name], _python(request, name))]
+    if missing and INSTALLED not in request.peers:
+        raise BadRequest(f"{', '.join(missing)}: not installed", param="--peers", hint=HOW_TO_INSTALL)
+    if missing:
+        request.tell(f"not installed, so left out: {', '.join(missing)} ({HOW_TO_INSTALL})")
+    return [PEERS[name] for name in names if name not in missing]
+
+
+def _python(request: Request, name: str) -> str | None:
+    return request.pythons.get(name) or request.pythons.get("peers")
+
+
+def is_installed(peer: Peer, python: str | None) -> bool:
+    """Whether an interpreter (None: this one) has the peer's package."""
+    if python is None:
+        return results.has_package(peer.package)
+    code = f"import importlib.metadata as m; m.version({peer.package!r})"
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    except OSError as error:
+        raise BadRequest(f"--python: {python} cannot be run: {error.strerror}", param="--python") from error
+
+
+def opponents(peers: Sequence[Peer], precision: str, source: Source, scenario: Scenario) -> list[Contestant]:
+    """The peers' forms for a precision; where batches and prompts count, fp32 too of those that have no bf16."""
+    fallback = scenario.kind in ("batch", "prefill")
+    return [
+        Contestant.of(peer, form)
+        for peer in peers
+        if not peer.families or source.model_type in peer.families
+        for form in peer.contestants(precision, fallback)
+    ]
+
+
+# Which measurements there are to make.
+
+
+def _sources(request: Request, precision: str) -> Iterator[Source]:
+    if not request.models:
+        for shape in request.shapes:
+            yield make(shape, precision, request.cache, request.tell)
+        return
+    from byhand.checkpoint import open_checkpoint
+
+    for model in request.models:
+        checkpoint = open_checkpoint(model)
+        name = checkpoint.identity.name.replace("/", "--")
+        yield source_of(name, f"{name}-{checkpoint.identity.digest[:8]}", checkpoint.folder)
+
+
+def plans(request: Request) -> Iterator[Plan]:
+    """Every measurement, one after the other; what does not fit a model's context is told and left out."""
+    peers = peers_asked(request)
+    for precision in request.precisions:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise BadRequest(f"--precision is {precision!r}; it must be one of {known}", param="--precision")
+    for precision in request.precisions:
+        for source in _sources(request, precision):
+            for scenario in request.scenarios:
+                if scenario.length > source.context_length:
+                    request.tell(f"{source.name} reads {source.context_length} tokens: {scenario.name} is left out")
+                else:
+                    yield _plan(request, source, precision, scenario, peers)
+
+
+def _plan(request: Request, source: Source, precision: str, scenario: Scenario, peers: Sequence[Peer]) -> Plan:
+    return Plan(
+        source=source,
+        precision=precision,
+        scenario=scenario,
+        threads=request.threads,
+        cache=request.cache,
+        rounds=request.rounds or scenario.rounds,
+        opponents=opponents(peers, precision, source, scenario),
+        control=request.control,
+        pythons=request.pythons,
+        options=request.options,
+        tell=request.tell,
+    )
+
+
+def entry_of(plan: Plan, measurement: dict[str, Any]) -> results.Entry:
+    """A measurement with all that tells what was measured, where and when."""
+    burst_by_burst = plan.scenario.kind not in MEASURES
+    return {
+        **identity(plan),
+        "when": results.now(),
+        "machine": results.machine(plan.threads),
+        "batch": plan.scenario.batch,
+        "prompt": plan.scenario.prompt,
+        "new": plan.scenario.new,
+        "summary": summarise(plan.scenario, measurement) if burst_by_burst else measurement.pop("summary"),
+        **measurement,
+    }
+
+
+def identity(plan: Plan) -> results.Entry:
+    """What tells a plan's entry from the others."""
+    return {
+        "model": plan.source.name,
+        "precision": plan.precision,
+        "scenario": plan.scenario.name,
+        "options": dict(plan.options),
+    }
+
+
+def prepare(plan: Plan) -> None:
+    """Convert what the plan's engines want, and measure nothing; who cannot be converted is told."""
+    for contestant in plan.opponents:
+        try:
+            files_for(plan, contestant)
+        except EngineFailed as error:
+            plan.tell(str(error))
+
+
+def run(plan: Plan) -> results.Entry:
+    """Make a measurement."""
+    return entry_of(plan, MEASURES.get(plan.scenario.kind, measure)(plan))
+
+
+def probe_machine(threads: int) -> results.Entry:
+    """The machine's limits alone."""
+    with Worker("the bandwidth probe", threads=threads, extra={"OPENBLAS_NUM_THREADS": "1"}) as worker:
+        worker.ask("probe", threads=threads)  # the first reading wakes the memory up
+        bandwidth = worker.ask("probe", threads=threads)
+    with Worker("the matrix probe", threads=threads) as worker:
+        rates = worker.ask("probe", threads=threads, matrix=True)
+    return {
+        "model": "",
+        "precision": "",
+        "scenario": "machine",
+        "options": {},
+        "when": results.now(),
+        "machine": results.machine(threads),
+        "summary": {"bandwidth": bandwidth, "matrix": rates},
+    }
+
+
+def option_value(text: str) -> Any:
+    """An option's value as it is typed: JSON where it is, else text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,111 @@
+"""byhand itself, through its public interface: LLM, Run.step and, for a batch, engine.step; sampling included."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from byhand.bench.engines import Setting, Tokens
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class Adapter:
+    """One LLM. The form is a precision; options are LLM's own (prefill="fast", ...)."""
+
+    def __init__(self, setting: Setting) -> None:
+        from byhand.llm import LLM
+
+        kind = {"dtype": DTYPES[setting.form]} if setting.form in DTYPES else {"quantize": setting.form}
+        if setting.files is not None:  # quantised before, by `byhand quantize`
+            kind = {}
+        options: dict[str, Any] = {
+            "threads": setting.threads,
+            # Pages are filled one by one: a run may leave its last one half empty.
+            "cache_tokens": setting.batch * (setting.length + 32),
+            **kind,
+            **setting.options,
+        }
+        self.llm = LLM(setting.files or setting.folder, **options)
+        self.runs: list[Any] = []
+
+    def generate(self, prompts: list[list[int]], new: int) -> Tokens:
+        """One run alone, or many in one batch."""
+        self._forget()
+        self._start(prompts, new)
+        return self._steps(new)
+
+    def begin(self, prompts: list[list[int]]) -> Tokens:
+        """Read the prompts; one new token each."""
+        self._forget()
+        self._start(prompts, self.llm.context_length)
+        return self._steps(1)
+
+    def go_on(self, new: int) -> Tokens:
+        """`new` more tokens for each."""
+        return self._steps(new)
+
+    def _start(self, prompts: list[list[int]], new: int) -> None:
+        from byhand.sampling.params import SamplingParams
+
+        params = SamplingParams(max_tokens=new, ignore_eos=True, seed=0)
+        self.runs = [self.llm.open_run(ids, params, seed=0) for ids in prompts]
+
+    def _steps(self, new: int) -> Tokens:
+        """Until every run has `new` tokens more; a stamp for each turn of the engine that gave tokens."""
+        stamps: list[float] = []
+        if len(self.runs) == 1:
+            for _ in range(new):
+                self.runs[0].step()
+                stamps.append(perf_counter())
+        else:
+            states = [run._state for run in self.runs]
+            wanted = [state.generated + new for state in states]
+            while any(state.generated < goal for state, goal in zip(states, wanted, strict=True)):
+                if any(self.llm.engine.step([state for state in states if not state.is_finished])):
+                    stamps.append(perf_counter())
+        return Tokens([run.ids[-new:] for run in self.runs], stamps)
+
+    def _forget(self) -> None:
+        """Let go of the last burst's pages, and of what they hold."""
+        for run in self.runs:
+            self.llm.engine.release(run._state)
+        self.runs = []
+        self.llm.engine.cache.pool.clear()
+
+    def forks(self, prompts: list[list[int]], new: int, shared: bool) -> Tokens:
+        """As many runs as prompts: forks of the first, its prompt read once, or each with a prompt of its own."""
+        self._forget()
+        self._start(prompts[:1] if shared else prompts, new)
+        if shared:
+            first = self.runs[0]
+            self.llm.engine.prefill([first._state])
+            self.runs += [first.fork(seed=number) for number in range(1, len(prompts))]
+        return self._steps(new)
+
+    def again(self, prompts: list[list[int]], new: int) -> Tokens:
+        """The same prompts once more, on whatever pages are still known."""
+        for run in self.runs:
+            self.llm.engine.release(run._state)
+        self._start(prompts, new)
+        return self._steps(new)
+
+    def weight_bytes(self) -> int:
+        """Bytes of every matrix that a step reads whole."""
+        from byhand.bench.engines.held import matrices
+
+        return sum(weight.nbytes for weight in matrices(self.llm.model).values())
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of tensors that no file backs, and of the cache's pages that were ever written."""
+        from byhand.bench.engines.held import held_bytes
+
+        cache = self.llm.engine.cache
+        touched = max((max(run._state.pages, default=-1) + 1 for run in self.runs), default=0)
+        return {"held": held_bytes(self.llm.model), "cache": touched * cache.page_bytes}
+
+    def version(self) -> str:
+        """byhand's own, with its options."""
+        from byhand import __version__
+
+        return f"byhand {__version__}, {self.llm.model.dtype} weights, cache {self.llm.engine.cache.dtype}"

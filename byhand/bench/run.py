@@ -1,0 +1,222 @@
+"""One scenario, measured: byhand beside each opponent, burst by burst, in changing order, probes around every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from byhand.bench.checkpoints import Source, written_whole
+from byhand.bench.engines import OURS, PEERS, Peer
+from byhand.bench.process import EngineFailed, Worker
+from byhand.bench.scenarios import Scenario, prompts
+
+CONTROL = "byhand (control)"
+
+Tell = Callable[[str], None]
+Burst = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """An engine in one of its forms. `module` is its adapter."""
+
+    label: str
+    engine: str
+    module: str
+    form: str
+    runs: str = ""
+
+    @classmethod
+    def of(cls, peer: Peer, form: str) -> Contestant:
+        """A peer's form."""
+        return cls(f"{peer.name} {form}", peer.name, peer.module, form, peer.runs[form])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a measurement depends on. `pythons`: the interpreter of an engine, where it is not this one."""
+
+    source: Source
+    precision: str
+    scenario: Scenario
+    threads: int
+    cache: Path
+    rounds: int
+    opponents: Sequence[Contestant] = ()
+    control: bool = True
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of byhand's LLM
+    tell: Tell = print
+
+    def python(self, engine: str) -> str | None:
+        """The interpreter for an engine: its own, else the peers', else this one."""
+        own = self.pythons.get(engine)
+        return own or (None if engine == OURS else self.pythons.get("peers"))
+
+    @property
+    def ours(self) -> Contestant:
+        """byhand."""
+        return Contestant(OURS, OURS, "ours", self.precision)
+
+    @property
+    def twin(self) -> Contestant:
+        """byhand again, in another process: what it shows against byhand is noise."""
+        return Contestant(CONTROL, OURS, "ours", self.precision)
+
+    @property
+    def against(self) -> list[Contestant]:
+        """Everyone that byhand meets."""
+        return [*([self.twin] if self.control else []), *self.opponents]
+
+
+# Files that engines need.
+
+
+def files_for(plan: Plan, contestant: Contestant) -> Path | None:
+    """The converted files of a contestant, written unless they are there."""
+    peer = PEERS.get(contestant.engine)
+    if peer is None or not peer.converts:
+        return None
+    target = plan.cache / "converted" / plan.source.key / peer.name / contestant.form
+    if not target.is_dir():
+        plan.tell(f"converting {plan.source.name} for {contestant.label}")
+        python = plan.pythons.get(f"{peer.name}-convert") or plan.python(peer.name)
+        with written_whole(target) as part, Worker(f"{peer.name}'s converter", python, plan.threads) as worker:
+            worker.ask(
+                "convert",
+                module=peer.module,
+                folder=str(plan.source.folder),
+                form=contestant.form,
+                target=str(part),
+                limit=1200,
+            )
+    return target
+
+
+# Opening.
+
+
+def open_worker(plan: Plan, contestant: Contestant) -> tuple[Worker, dict[str, Any]]:
+    """Start a contestant's process, open its engine, and give what it says of itself."""
+    files = files_for(plan, contestant)
+    worker = Worker(contestant.label, plan.python(contestant.engine), plan.threads)
+    try:
+        facts = worker.ask("open", **opening(plan, contestant, files))
+    except EngineFailed:
+        worker.close()
+        raise
+    return worker, facts
+
+
+def opening(plan: Plan, contestant: Contestant, files: Path | None) -> dict[str, Any]:
+    """The request that opens an engine: everyone warms up on the same prompts, in the batch's size."""
+    scenario = plan.scenario
+    short = [ids[:16] for ids in prompts(scenario, plan.source.vocab_size, "warm-up")]
+    return {
+        "module": contestant.module,
+        "folder": str(plan.source.folder),
+        "form": contestant.form,
+        "files": str(files) if files else None,
+        "threads": plan.threads,
+        "batch": scenario.batch,
+        "length": longest(plan),
+        "options": dict(plan.options) if contestant.engine == OURS else {},
+        "warm_up": short,
+        "new": 8,
+    }
+
+
+def longest(plan: Plan) -> int:
+    """Tokens of the longest run there will be: bursts may follow each other in one run."""
+    scenario = plan.scenario
+    return max(32, scenario.length + plan.rounds * (1 + len(plan.against)) * scenario.new)
+
+
+@contextmanager
+def machine_probe(threads: int) -> Iterator[Callable[[], float]]:
+    """A process that measures the read bandwidth (GB/s) whenever it is asked."""
+    with Worker("the bandwidth probe", threads=threads, extra={"OPENBLAS_NUM_THREADS": "1"}) as worker:
+        yield lambda: float(worker.ask("probe", threads=threads)["best"])
+
+
+# Measuring.
+
+
+@dataclass(slots=True)
+class Bench:
+    """The processes of one measurement, and what they have given so far."""
+
+    plan: Plan
+    probe: Callable[[], float]
+    workers: dict[str, Worker] = field(default_factory=dict)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    seeds: int = 0
+
+    def open(self, contestant: Contestant, stack: ExitStack) -> bool:
+        """Open one; False, and a sentence, where it cannot be."""
+        try:
+            worker, facts = open_worker(self.plan, contestant)
+        except EngineFailed as error:
+            self.fail(contestant.label, error)
+            return False
+        stack.callback(worker.close)
+        self.workers[contestant.label] = worker
+        self.facts.append({"label": contestant.label, "form": contestant.form, "runs": contestant.runs, **facts})
+        if not worker.settle():
+            self.plan.tell(f"{contestant.label} goes on using the processor while it waits: others are disturbed")
+        return True
+
+    def fail(self, label: str, error: EngineFailed) -> None:
+        """Write a failure down, and say it; the others go on."""
+        self.failures.append({"label": label, "sentence": str(error)})
+        self.plan.tell(str(error))
+
+    def burst(self, label: str) -> Burst:
+        """One burst of a contestant on new prompts; then it is waited for until its threads are still."""
+        self.seeds += 1
+        worker, scenario = self.workers[label], self.plan.scenario
+        tokens = prompts(scenario, self.plan.source.vocab_size, str(self.seeds))
+        answer = worker.ask("burst", prompts=tokens, new=scenario.new)
+        worker.settle()
+        return answer
+
+    def pair(self, opponent: str, round_: int, ours_first: bool) -> None:
+        """byhand and an opponent next to each other, between two probes."""
+        order = [OURS, opponent] if ours_first else [opponent, OURS]
+        before = self.probe()
+        bursts = {label: self.burst(label) for label in order}
+        after = self.probe()
+        self.pairs.append(
+            {
+                "opponent": opponent,
+                "round": round_,
+                "first": order[0],
+                "ours": bursts[OURS],
+                "theirs": bursts[opponent],
+                "bandwidth": [before, after],
+            }
+        )
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Run a scenario to its end and give all that was seen. Who fails is told, and the others go on."""
+    with machine_probe(plan.threads) as probe, ExitStack() as stack:
+        bench = Bench(plan, probe)
+        if not bench.open(plan.ours, stack):
+            raise EngineFailed(bench.failures[0]["sentence"])
+        here = [contestant.label for contestant in plan.against if bench.open(contestant, stack)]
+        for round_ in range(plan.rounds):
+            for place, opponent in enumerate(list(here)):
+                try:
+                    bench.pair(opponent, round_, ours_first=(round_ + place) % 2 == 0)
+                except EngineFailed as error:
+                    if bench.workers[OURS].process.poll() is not None:
+                        raise
+                    bench.fail(opponent, error)
+                    here.remove(opponent)
+        return {"contestants": bench.facts, "failures": bench.failures, "pairs": bench.pairs}
