@@ -46,12 +46,15 @@ ROOMS: dict[str, set[str]] = {
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
     "bench": BASE | {"checkpoint", "hub", "kernels", "layers", "llm", "sampling", "weights"},
+    "server": BASE | {"engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
+    "web": set(),
     "cli": {*BASE, "bench", "checkpoint", "convert", "hub", "jsonable", "llm", "models", "record", "run", "sampling", "text"}
-    | {"verify", "weights", "config"},
+    | {"verify", "weights", "config", "engine", "server"},
     "__init__": BASE | {"sampling", "llm", "run", "record"},
     "__main__": {"cli"},
 }
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
+TORCH_FREE += ("server", "web")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
 LINE_BUDGET = 13_500
 
@@ -177,6 +180,12 @@ def modules_after(statement: str) -> set[str]:
 def test_importing_is_free(statement: str) -> None:
     loaded = {name.split(".")[0] for name in modules_after(statement)}
     assert not loaded & {"torch", "transformers", "tokenizers", "rich", "numba", "numpy", "safetensors", "jinja2"}
+
+
+def test_the_server_loads_no_torch() -> None:
+    loaded = {name.split(".")[0] for name in modules_after("import byhand.server.life, byhand.cli.serve")}
+    assert "uvicorn" in loaded
+    assert not loaded & {"torch", "transformers", "numba", "rich"}
 
 
 def test_opening_a_model_loads_no_transformers() -> None:

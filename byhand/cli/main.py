@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from byhand import __version__
-from byhand.cli import bench, chat, check, convert, look, models, replay, run, stepper
+from byhand.cli import bench, chat, check, convert, look, models, quantize, replay, run, serve, stepper
 from byhand.cli.options import Parser
 from byhand.cli.talk import INTERRUPTED, talk
 from byhand.errors import ByhandError
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", prog="byhand", metavar="COMMAND", dest="command_name", parser_class=Parser
     )
-    for room in (run, look, stepper, chat, check, replay, models, convert, bench):
+    for room in (run, look, stepper, chat, check, replay, serve, models, convert, quantize, bench):
         room.add(commands)
     return parser
 

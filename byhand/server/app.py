@@ -1,0 +1,87 @@
+"""The application: routes, what becomes of errors, and the guard before everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
+
+from byhand.errors import ByhandError
+from byhand.server import answers, chat, completions, own
+from byhand.server.bodies import StrictRoute, refusal
+from byhand.server.document import BODY, COMMON, NAMED, RUNS, SERVING, document
+from byhand.server.flow import ClientGone
+from byhand.server.guard import Guard, Rules
+from byhand.server.live import Live
+from byhand.server.log import RequestLog
+from byhand.server.problems import problem_of
+from byhand.server.service import Service
+
+Responses = dict[int | str, dict[str, Any]]
+
+_TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+_LINES: Responses = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
+
+
+def _streamed(model: type[answers.Answer]) -> Responses:
+    """An answer in one piece, or its chunks as server-sent events."""
+    return {200: {"model": model, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        return refusal(error).response
+    return problem_of(error).response
+
+
+async def _nobody_there(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # it reaches nobody: the connection is gone
+
+
+def _add_routes(app: FastAPI) -> None:
+    def add(method: str, path: str, endpoint: Callable[..., Any], responses: Responses, **options: Any) -> None:
+        together = {**COMMON, **responses}
+        app.router.add_api_route(path, endpoint, methods=[method], responses=together, response_model=None, **options)
+
+    asking = {**BODY, **NAMED, **SERVING}
+    running = {**asking, **RUNS}
+    add("POST", "/v1/completions", completions.completions, {**running, **_streamed(answers.CompletionAnswer)})
+    add("POST", "/v1/chat/completions", chat.chat_completions, {**running, **_streamed(answers.ChatAnswer)})
+    add("GET", "/v1/models", own.models, {**SERVING, 200: {"model": answers.ModelList}})
+    add("GET", "/v1/models/{name:path}", own.model, {**SERVING, **NAMED, 200: {"model": answers.ModelCard}})
+    add("POST", "/tokenize", own.tokenize, {**asking, 200: {"model": answers.TokensAnswer}})
+    add("POST", "/detokenize", own.detokenize, {**asking, 200: {"model": answers.TextAnswer}})
+    add("POST", "/apply-template", own.apply_template, {**asking, 200: {"model": answers.PromptAnswer}})
+    add("POST", "/read", own.read, {**running, **_LINES}, response_class=Response)
+    add("GET", "/health", own.health, {200: {"model": answers.HealthAnswer}, 503: {"model": answers.HealthAnswer}})
+    add("GET", "/metrics", own.metrics, _TEXT, response_class=Response)
+    add("GET", "/", own.page, {200: {"content": {"text/html": {}}}}, response_class=Response)
+    add("GET", "/style.css", own.style, {}, include_in_schema=False)
+
+
+def create_app(service: Service, live: Live, rules: Rules) -> FastAPI:
+    """The whole application around one worker."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.router.route_class = StrictRoute
+    app.state.service = service
+    app.state.live = live
+    _add_routes(app)
+
+    async def openapi() -> Response:
+        return JSONResponse(document(app, service))
+
+    app.router.add_api_route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
+    app.router.routes.append(WebSocketRoute("/live", live.endpoint))
+    for kind in (RequestValidationError, HTTPException, ByhandError, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(ClientGone, _nobody_there)
+    # The last added is the first asked.
+    app.add_middleware(Guard, rules=rules)
+    app.add_middleware(RequestLog, metrics=service.metrics)
+    return app

@@ -1,0 +1,146 @@
+"""A request's JSON, read strictly: what JSON does not have (NaN, half a surrogate pair, endless depth) is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Coroutine, Sequence
+from email.message import Message
+from typing import Any, NoReturn
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from byhand.server.problems import ApiError
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_DEEPEST = 200
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ApiError(400, f"the body is not JSON: {reason}", code="invalid_json")
+
+
+def _no_constant(name: str) -> NoReturn:
+    _refuse(f"{name} is no JSON number")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        _refuse(f"it is nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for item in value.values():
+            if isinstance(item, dict | list):
+                _check_depth(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict | list):
+                _check_depth(item, depth + 1)
+
+
+def parse(body: bytes) -> Any:
+    """The value of a JSON text, or a 400 that says what is wrong with it."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_depth(value)
+    except UnicodeDecodeError as error:
+        _refuse(f"byte {error.start} is no UTF-8")
+    except UnicodeEncodeError:
+        _refuse("it holds half of a surrogate pair, which no text has")
+    except json.JSONDecodeError as error:
+        _refuse(f"{error.msg.lower()} at character {error.pos}")
+    except RecursionError:
+        _refuse(f"it is nested more than {_DEEPEST} deep")
+    except ValueError:
+        _refuse("it holds a number of too many digits")
+    return value
+
+
+class StrictRequest(Request):
+    """A request whose JSON is read strictly."""
+
+    async def json(self) -> Any:
+        """The body's value."""
+        return parse(await self.body())
+
+
+def _check_type(header: str | None) -> None:
+    message = Message()
+    message["content-type"] = header or ""
+    if not header or message.get_content_type() != "application/json":
+        raise ApiError(415, "the body must be JSON: send Content-Type: application/json", code="unsupported_media_type")
+    if (message.get_content_charset() or "utf-8") not in ("utf-8", "utf8"):
+        raise ApiError(415, "the body must be in UTF-8, as JSON is", code="unsupported_media_type")
+
+
+class StrictRoute(APIRoute):
+    """A route that takes JSON and nothing else."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, given a stricter request."""
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            if self.body_field is not None:
+                _check_type(request.headers.get("content-type"))
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+# What pydantic found wrong, in our words.
+
+
+def _place(location: Sequence[int | str], body: Any) -> list[int | str]:
+    """The steps of a location that lead somewhere in the body; pydantic adds the names of its types between them."""
+    steps: list[int | str] = []
+    for step in location:
+        if isinstance(body, dict) and isinstance(step, str) and (step in body or not steps):
+            steps.append(step)
+            body = body.get(step)
+        elif isinstance(body, list) and isinstance(step, int) and 0 <= step < len(body):
+            steps.append(step)
+            body = body[step]
+        elif isinstance(body, dict) and isinstance(step, str) and step.isidentifier() and step.islower():
+            steps.append(step)
+            body = None
+    return steps
+
+
+def _path(steps: Sequence[int | str]) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return path.removeprefix(".")
+
+
+_shorten = reprlib.Repr()
+_shorten.maxlevel, _shorten.maxlist, _shorten.maxdict = 2, 3, 3
+_shorten.maxstring = _shorten.maxother = 60
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return _shorten.repr(value)
+
+
+def refusal(error: RequestValidationError) -> ApiError:
+    """The 400 of a body that does not fit its shape: one sentence about the deepest thing that is wrong."""
+    found = [item for item in error.errors() if item["loc"][:1] == ("body",)] or list(error.errors())
+    if not found:
+        return ApiError(400, "the request cannot be read", code="invalid_value")
+    worst = max(found, key=lambda item: len(_place(item["loc"][1:], error.body)))
+    steps = _place(worst["loc"][1:], error.body)
+    path = _path(steps) or None
+    top = None if not steps else str(steps[0])
+    if worst["type"] == "extra_forbidden":
+        return ApiError(400, f"`{path}` is no field of this request", code="unknown_field", param=top)
+    if worst["type"] == "missing":
+        return ApiError(400, f"`{path or 'body'}` is missing", code="missing_field", param=top)
+    reason = worst["msg"][:1].lower() + worst["msg"][1:]
+    what = f"`{path}`" if path else "the body"
+    return ApiError(400, f"{what} is {_shown(worst['input'])}: {reason}"[:500], code="invalid_value", param=top)

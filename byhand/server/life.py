@@ -1,0 +1,109 @@
+"""Life and death: SIGTERM lets what runs come to its end within a grace time, a second one ends it at once.
+
+While it drains the server still answers, with 503: a load balancer hears it, and no client is met by silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from byhand.engine.worker import Worker
+from byhand.server.app import create_app
+from byhand.server.guard import Rules
+from byhand.server.live import Live
+from byhand.server.metrics import Metrics
+from byhand.server.protocol import TimedProtocol
+from byhand.server.service import Service
+
+GRACE = 30.0
+LAST_WORDS = 3.0  # seconds for the last frames to be read
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the server listens, and how long it waits for what runs when it is told to stop."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grace: float = GRACE
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal means: drain, then exit 0. `ready` is told the address, once."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        name: str,
+        rules: Rules,
+        settings: Settings,
+        ready: Callable[[str], None] = lambda _: None,
+        **options: Any,
+    ) -> None:
+        self.worker = worker
+        self.live = Live(worker, worker.limits)
+        self.signals: list[int] = []
+        self._grace = settings.grace
+        self._ready = ready
+        self._ending: asyncio.Task[None] | None = None
+        metrics = Metrics(worker, lambda: self.live.connections)
+        self.app = create_app(Service(worker, name, metrics), self.live, rules)
+        given: dict[str, Any] = {
+            "host": settings.host,
+            "port": settings.port,
+            "http": TimedProtocol,
+            "ws_max_size": worker.limits.body_bytes,
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "lifespan": "off",
+            "timeout_graceful_shutdown": int(LAST_WORDS),
+        }
+        super().__init__(uvicorn.Config(self.app, **given, **options))
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Bind, and say where."""
+        await super().startup(sockets)
+        self._ready(self.url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal; the next tick acts on it. uvicorn would die of it in the end, instead of exiting with 0."""
+        self.signals.append(sig)
+
+    def stop(self) -> None:
+        """The same as a signal, from any thread."""
+        self.signals.append(signal.SIGTERM)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to drain, or to go?"""
+        await super().on_tick(counter)
+        if self.signals and self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        if len(self.signals) > 1 or self.worker.state == "failed":
+            return True
+        return self._ending is not None and self._ending.done()
+
+    async def _end(self) -> None:
+        await asyncio.wrap_future(self.worker.drain(self._grace))
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Nothing runs any more, or nothing shall: every stream gets its last words."""
+        await asyncio.to_thread(self.worker.close)
+        if self._ending is not None:
+            self._ending.cancel()
+            await asyncio.gather(self._ending, return_exceptions=True)
+        await self.live.close(code=1001)
+        await super().shutdown(sockets)

@@ -1,0 +1,124 @@
+"""byhand's own routes: tokens, templates, the reading of a prompt, health, numbers, and a page that lists them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from byhand.engine.events import Failed, Read
+from byhand.jsonable import position_to_json, token_to_json
+from byhand.sampling.params import SamplingParams
+from byhand.server.answers import HealthAnswer, ModelCard, ModelList, PromptAnswer, TextAnswer
+from byhand.server.chat import render
+from byhand.server.flow import Flow
+from byhand.server.metrics import CONTENT_TYPE
+from byhand.server.service import Service, beside, service_of
+from byhand.server.shapes import DetokenizeRequest, ReadRequest, TemplateRequest, TokenizeRequest, TokenizeText
+from byhand.server.sse import Pieces
+
+TOP = 5
+PAGE_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    """The tokens of a text, the start-of-sequence token included, or of a chat's prompt."""
+    llm = service_of(request).model(body.model)
+    if isinstance(body, TokenizeText):
+        text = body.text
+        ids = await beside(len(text), lambda: llm.tokenizer.encode(text))
+    else:
+        ids = (await render(llm, body)).ids
+    tokens = [token_to_json(llm.tokenizer.token(token)) for token in ids]
+    return JSONResponse({"tokens": tokens})
+
+
+async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+    """The text of ids, special tokens left out."""
+    llm = service_of(request).model(body.model)
+    text = await beside(len(body.ids), lambda: llm.detokenize(body.ids))
+    return JSONResponse(TextAnswer(text=text).plain())
+
+
+async def apply_template(body: TemplateRequest, request: Request) -> Response:
+    """The prompt that the checkpoint's chat template makes, and its ids."""
+    prompt = await render(service_of(request).model(body.model), body)
+    return JSONResponse(PromptAnswer(text=prompt.text, ids=prompt.ids).plain())
+
+
+async def _lines(flow: Flow) -> AsyncIterator[dict[str, Any]]:
+    async for _, event in flow:
+        match event:
+            case Read(positions=positions):
+                for position in positions:
+                    yield position_to_json(position)
+            case Failed(error=error):
+                raise error
+
+
+async def read(body: ReadRequest, request: Request) -> Response:
+    """What the model predicts after every position of a prompt: one JSON line each, as they are computed."""
+    service = service_of(request)
+    llm = service.model(body.model)
+    top = TOP if body.top is None else body.top
+    service.limits.check("logprobs", top, param="top")
+    ids = await beside(len(body.prompt), lambda: llm.encode(body.prompt))
+    flow = Flow(service.worker, queued=16)
+    flow.submit(ids, SamplingParams(max_tokens=0), read_prompt=top)
+    return Pieces(_lines(flow), flow)
+
+
+async def health(request: Request) -> Response:
+    """200 when requests are taken, else 503."""
+    service = service_of(request)
+    state = service.worker.state
+    answer = HealthAnswer(status=state, model=service.name).plain()
+    headers = None if state == "ready" else {"Retry-After": "1"}
+    return JSONResponse(answer, 200 if state == "ready" else 503, headers)
+
+
+async def metrics(request: Request) -> Response:
+    """The numbers of the engine and of requests, for Prometheus."""
+    text = await asyncio.to_thread(service_of(request).metrics.text)
+    return Response(text, headers={"content-type": CONTENT_TYPE})
+
+
+def _card(service: Service) -> ModelCard:
+    llm = service.worker.llm
+    return ModelCard(
+        id=service.name,
+        object="model",
+        created=service.created,
+        owned_by="byhand",
+        context_length=llm.context_length,
+        vocab_size=llm.vocab_size,
+    )
+
+
+async def models(request: Request) -> Response:
+    """The model that is served."""
+    return JSONResponse(ModelList(object="list", data=[_card(service_of(request))]).plain())
+
+
+async def model(name: str, request: Request) -> Response:
+    """One model."""
+    service = service_of(request)
+    service.model(name)
+    return JSONResponse(_card(service).plain())
+
+
+async def page() -> Response:
+    """What can be asked here."""
+    html = files("byhand.web").joinpath("index.html").read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": PAGE_POLICY, "content-type": "text/html; charset=utf-8"}
+    return Response(html, headers=headers)
+
+
+async def style() -> Response:
+    """The page's style."""
+    css = files("byhand.web").joinpath("style.css").read_text(encoding="utf-8")
+    return Response(css, headers={"content-type": "text/css; charset=utf-8"})

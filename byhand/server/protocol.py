@@ -1,0 +1,98 @@
+"""uvicorn's HTTP connection with time limits: for the head, for the body, and for a reader that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 75.0  # a little more than the guard's, which can still answer
+STALLED_SECONDS = 60.0
+
+
+class TimedProtocol(H11Protocol):
+    """Hangs up on a client that dawdles; what it had asked for ends like that of any client that hangs up."""
+
+    head_seconds = HEAD_SECONDS
+    body_seconds = BODY_SECONDS
+    stalled_seconds = STALLED_SECONDS
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._stage: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is here: its first head is awaited."""
+        super().connection_made(transport)
+        self._await("head")
+
+    def handle_events(self) -> None:
+        """Read what came; what is still missing has its time."""
+        super().handle_events()
+        if self.transport.is_closing():
+            self._await(None)
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._await("body")
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._await("head")
+        else:
+            self._await(None)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """From here on it is another protocol's connection."""
+        self._await(None)
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._await(None)
+        self._end_stall()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly: it may, for a while."""
+        super().pause_writing()
+        self._end_stall()
+        self._stalled = self.loop.call_later(self.stalled_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read again."""
+        self._end_stall()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed as HTTP is answered as every other error is."""
+        error = {"message": "this is no HTTP request", "type": "invalid_request_error", "param": None}
+        body = json.dumps({"error": {**error, "code": "invalid_http"}}).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        try:
+            head = h11.Response(status_code=400, headers=headers, reason=STATUS_PHRASES[400])
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:
+            pass  # an answer is on its way already: it cannot be followed by another
+        self.transport.close()
+
+    def _await(self, stage: str | None) -> None:
+        """Start the time of a stage, once; None ends it."""
+        if stage == self._stage:
+            return
+        self._stage = stage
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if stage is not None:
+            seconds = self.head_seconds if stage == "head" else self.body_seconds
+            self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _end_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

@@ -1,0 +1,1 @@
+"""The page's files, as they are sent: package data, no code."""
