@@ -42,6 +42,11 @@ class PagePool:
         """Pages that can be allocated now, the unused but known ones included."""
         return len(self._free) + len(self._unused)
 
+    @property
+    def unused(self) -> int:
+        """Pages that nobody holds and that can still be found."""
+        return len(self._unused)
+
     def holders(self, page: int) -> int:
         """How many runs hold this page."""
         return self._holders[page]

@@ -18,7 +18,7 @@ import torch
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
 from byhand.engine.state import RunState, TextState, Work
-from byhand.errors import OutOfPages, RunFinished
+from byhand.errors import RunFinished
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, choose
@@ -146,7 +146,7 @@ class Engine:
         planned = schedule(self.align(waiting), self.max_rows)
         chunks = self.reserve(planned, youngest)
         if planned and not chunks:
-            raise self.out_of_pages()
+            raise self.pager.out_of_pages()
         if chunks:
             self.compute(chunks, [])
 
@@ -172,27 +172,12 @@ class Engine:
                 fitted.append(chunk)
         return fitted
 
-    def out_of_pages(self) -> OutOfPages:
-        """What to say when not even the oldest run finds room."""
-        return OutOfPages(
-            f"the KV cache of {self.cache.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
-            hint="open the model with a larger cache_tokens, or let go of some runs",
-        )
-
     def _make_room(self, chunk: Chunk, victim: Callable[[RunState], RunState | None]) -> bool:
-        while not self._try_reserve(chunk):
+        while not self.pager.try_reserve(chunk.run, chunk.end):
             other = victim(chunk.run)
             if other is None:
                 return False
             self.release(other)
-        return True
-
-    def _try_reserve(self, chunk: Chunk) -> bool:
-        try:
-            self.pager.reserve(chunk.run, chunk.end)
-        except OutOfPages:
-            self.pager.truncate(chunk.run, chunk.run.computed)
-            return False
         return True
 
     def compute(self, chunks: Sequence[Chunk], told: list[tuple[RunState, Told]]) -> None:
@@ -274,7 +259,7 @@ class Engine:
         while run.uncomputed:
             chunks = self.reserve(schedule([run], self.max_rows), lambda _: None)
             if not chunks:
-                raise self.out_of_pages()
+                raise self.pager.out_of_pages()
             [chunk] = chunks
             hidden = self.forward([chunk], publish=publish)
             for first in range(0, chunk.rows, rows_at_once):

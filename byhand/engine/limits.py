@@ -1,4 +1,4 @@
-"""What one request and one server may ask for at most: every limit once, with its default and its help. No torch here."""
+"""What one request and one server may ask for at most: each limit with its default and its help. No torch here."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from byhand.engine.state import RunState
+from byhand.errors import OutOfPages
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.pages import page_hash
 
@@ -16,11 +17,12 @@ class Pager:
         self.root = root
 
     def adopt_prefix(self, run: RunState) -> None:
-        """Take the longest chain of known full pages that holds the start of the run's ids.
+        """Take the longest chain of known full pages that holds the start of a run without pages.
 
-        The last token always stays uncomputed, so that the pass over it gives the next token's logits.
+        Positions whose logits are wanted stay uncomputed, the last token at least, so that a pass gives them.
         """
-        for index in range((len(run.ids) - 1) // PAGE_SIZE):
+        needed = run.next_needed
+        for index in range((len(run.ids) - 1 if needed is None else needed) // PAGE_SIZE):
             name = self._name(run, index)
             page = self.pool.find(name)
             if page is None:
@@ -28,7 +30,7 @@ class Pager:
             self.pool.share(page)
             run.pages.append(page)
             run.page_names.append(name)
-        run.computed = run.cached = len(run.pages) * PAGE_SIZE
+        run.computed = len(run.pages) * PAGE_SIZE
 
     def reserve(self, run: RunState, end: int) -> None:
         """Make the pages of tokens `computed` to `end` the run's own to write; OutOfPages leaves the list true."""
@@ -37,6 +39,22 @@ class Pager:
                 run.pages.append(self.pool.allocate())
             else:
                 run.pages[index] = self._writable(run.pages[index])
+
+    def try_reserve(self, run: RunState, end: int) -> bool:
+        """The same; without room the run holds what it held, and the answer is no."""
+        try:
+            self.reserve(run, end)
+        except OutOfPages:
+            self.truncate(run, run.computed)
+            return False
+        return True
+
+    def out_of_pages(self) -> OutOfPages:
+        """What to say when not even the oldest run finds room."""
+        return OutOfPages(
+            f"the KV cache of {self.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
+            hint="open the model with a larger cache_tokens, or let go of some runs",
+        )
 
     def _writable(self, page: int) -> int:
         if self.pool.holders(page) == 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from byhand.sampling.params import SamplingParams
 from byhand.text import Detokenizer, StopStrings, Tokenizer
-from byhand.types import FinishReason, Step
+from byhand.types import FinishReason, Step, Token
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +89,65 @@ def _cut(pieces: list[str], length: int) -> list[str]:
     return [piece[: max(0, length - start)] for piece, start in zip(pieces, starts, strict=False)]
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run as it was, for `restore`: the lists are copies, and pages are no part of it."""
+
+    ids: list[int]
+    prompt_length: int
+    params: SamplingParams
+    choice: int
+    text_state: TextState
+    text: str
+    cached: int
+    steps: list[Step]
+    step_params: list[SamplingParams]
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    error: Exception | None
+
+
+class RecentRows:
+    """The logits of the last few tokens by their position, for whoever wants to look at them later."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def keep(self, position: int, logits: torch.Tensor) -> None:
+        """Keep the row that stood before `position`; the oldest goes when there are too many."""
+        self._rows.pop(position, None)
+        self._rows[position] = logits
+        while len(self._rows) > self._count:
+            del self._rows[next(iter(self._rows))]
+
+    def find(self, position: int) -> torch.Tensor | None:
+        """The row, if it is still kept."""
+        return self._rows.get(position)
+
+    @property
+    def positions(self) -> list[int]:
+        """Where rows are kept, oldest first."""
+        return list(self._rows)
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """Drop the rows of tokens that are no more."""
+        for position in positions:
+            self._rows.pop(position, None)
+
+    def copy(self) -> RecentRows:
+        """An independent twin; the rows are shared, they never change."""
+        twin = RecentRows(self._count)
+        twin._rows = dict(self._rows)
+        return twin
+
+
 @dataclass(slots=True, eq=False)
 class RunState:
-    """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it."""
+    """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it.
+
+    Ids after the prompt that have no Step yet are the user's own: the pass that computes them makes their Steps.
+    """
 
     ids: list[int]
     prompt_length: int
@@ -108,6 +165,13 @@ class RunState:
     step_params: list[SamplingParams] = field(default_factory=list)  # the settings each step was made with
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    error: Exception | None = None  # what ended it with FinishReason.ERROR
+    max_length: int | None = None  # ids at most, where a server gives less than the context
+    watch: int | None = None  # the best so many predictions are told after every prompt position
+    watched: int = 0  # prompt positions whose predictions have been told
+    prompt_tokens: tuple[Token, ...] | None = None  # for the Positions of a watched prompt, made once
+    pieces: tuple[str, ...] = ()
+    recent: RecentRows | None = None
 
     @property
     def seed(self) -> int:
@@ -129,3 +193,34 @@ class RunState:
     def is_finished(self) -> bool:
         """True once a reason to end was found."""
         return self.finish_reason is not None
+
+    @property
+    def is_told(self) -> bool:
+        """True when every prompt position that is watched was shown and every id after the prompt has its Step."""
+        return len(self.steps) == self.generated and (self.watch is None or self.watched >= self.prompt_length)
+
+    @property
+    def next_needed(self) -> int | None:
+        """The first position whose logits are still wanted: to show, to judge an id of the user's, to choose from."""
+        if self.watch is not None and self.watched < self.prompt_length:
+            return self.watched
+        if len(self.steps) < self.generated:
+            return self.prompt_length + len(self.steps) - 1
+        return None if self.kept is not None or self.is_finished else len(self.ids) - 1
+
+    def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        return Snapshot(
+            list(self.ids),
+            self.prompt_length,
+            self.params,
+            self.choice,
+            self.text_state.copy(),
+            self.text,
+            self.cached,
+            list(self.steps),
+            list(self.step_params),
+            self.finish_reason,
+            self.stop_reason,
+            self.error,
+        )

@@ -1,0 +1,309 @@
+"""The one thread that owns the model. Every operation is a message to it, carried out between two passes.
+
+Importing this loads no torch: the model's libraries come with the model, on the worker's own thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from byhand.engine.events import Listener
+from byhand.engine.jobs import Job, Ticket
+from byhand.engine.limits import Limits
+from byhand.engine.meter import Stats
+from byhand.engine.state import RecentRows
+from byhand.engine.steered import Steered
+from byhand.engine.turns import Turns
+from byhand.errors import Busy, LimitExceeded, NotServing, PromptTooLong
+
+if TYPE_CHECKING:
+    from byhand import LLM
+    from byhand.sampling.params import SamplingParams
+
+__all__ = ["Steered", "Ticket", "Worker"]
+
+T = TypeVar("T")
+Message = Callable[[Turns], None]
+
+log = logging.getLogger(__name__)
+
+# While nothing can be computed, but somebody's time may run out, the thread looks at the clock this often.
+TICK = 0.2
+# Rows of logits kept for a steered run, in bytes and in number.
+RECENT_BYTES = 16 << 20
+RECENT_ROWS = 64
+
+WHY = {
+    "starting": "the model is being opened",
+    "draining": "the server is shutting down and takes no new runs",
+    "closed": "the server was shut down",
+    "failed": "the model could not be opened",
+}
+
+
+class Worker:
+    """Owns an LLM: one that is open, or one that `opener` opens on the worker's thread. All methods are thread-safe."""
+
+    def __init__(self, opener: LLM | Callable[[], LLM], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.state = "starting"
+        self.failure: BaseException | None = None
+        self.opened: Future[LLM] = Future()
+        self._opener = opener
+        self._turns: Turns | None = None
+        self._messages: SimpleQueue[tuple[Message, Future[Any] | None]] = SimpleQueue()
+        self._lock = Lock()
+        self._is_over = False
+        self._drain_deadline: float | None = None
+        self._ended: Future[None] = Future()
+        for future in (self.opened, self._ended):
+            future.set_running_or_notify_cancel()  # who waits for one may give up; nobody can cancel it
+        self._thread = Thread(target=self._live, name="byhand-engine", daemon=True)
+        self._thread.start()
+
+    # From any thread.
+
+    @property
+    def llm(self) -> LLM:
+        """The model, once it is open."""
+        if not self.opened.done() or self.opened.exception() is not None:
+            raise self._not_serving()
+        return self.opened.result()
+
+    def submit(
+        self, ids: list[int], params: SamplingParams, listener: Listener, *, read_prompt: int | None = None
+    ) -> Ticket:
+        """Queue `params.n` runs of one prompt; `listener` is told everything, on the worker's thread.
+
+        read_prompt=k: with the best k predictions after every position of the prompt. What is wrong with the request is
+        raised here; every choice of a ticket that is given out ends with exactly one Finished or Failed.
+        """
+        turns, ids = self._checked(ids, params, read_prompt)
+        room = self.limits.running + self.limits.waiting
+        if not turns.meter.enter(params.n, room):
+            raise Busy(f"{room} runs are computed or waiting, which is this server's limit (running, waiting)")
+        ticket = Ticket(self, params.n, listener)
+        deadline = perf_counter() + self.limits.seconds
+        if not self.post(lambda turns: _arrive(turns, ticket, ids, params, read_prompt, deadline)):
+            raise self._not_serving()
+        return ticket
+
+    def read(self, ids: list[int], top: int, listener: Listener) -> Ticket:
+        """The prediction after every position, in Read events."""
+        from byhand.sampling.params import SamplingParams
+
+        return self.submit(ids, SamplingParams(max_tokens=0), listener, read_prompt=top)
+
+    def open(
+        self, ids: list[int], params: SamplingParams, listener: Listener, *, read_prompt: int | None = None
+    ) -> Steered:
+        """A run that is steered: it is computed to its end, and rests."""
+        turns, ids = self._checked(ids, params, read_prompt)
+        if len(turns.scheduler.waiting) >= self.limits.waiting:
+            turns.meter.rejected += 1
+            raise Busy(f"{self.limits.waiting} runs are waiting, which is this server's limit (waiting)")
+        ticket = Steered(self, listener)
+
+        def begin(turns: Turns) -> None:
+            run = turns.open(ids, params, _seed(params), read_prompt)
+            run.recent = RecentRows(max(1, min(RECENT_ROWS, RECENT_BYTES // (4 * turns.engine.model.vocab_size))))
+            ticket.begin(turns, run, "prefilled")
+
+        if not self.post(lambda turns: _or_failed(turns, ticket, lambda: begin(turns))):
+            raise self._not_serving()
+        return ticket
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """Run a function on the worker's thread, between two passes."""
+        return self.ask(lambda _: work())
+
+    def ask(self, work: Callable[[Turns], T]) -> Future[T]:
+        """The same, for a function that wants to see the jobs."""
+        done: Future[T] = Future()
+        self.post(lambda turns: done.set_result(work(turns)), done)
+        return done
+
+    def post(self, message: Message, done: Future[Any] | None = None) -> bool:
+        """Queue a message; what it raises goes to `done`. False after the end, when nothing is carried out any more."""
+        with self._lock:
+            if not self._is_over:
+                self._messages.put((message, done))
+                return True
+        if done is not None and done.set_running_or_notify_cancel():
+            done.set_exception(self._not_serving())
+        return False
+
+    def stats(self) -> Stats:
+        """A snapshot of what goes on."""
+        turns = self._turns
+        if turns is None:
+            return Stats(self.state)
+        meter, pool, scheduler = turns.meter, turns.pool, turns.scheduler
+        prefill_rate, decode_rate = meter.rates()
+        return Stats(
+            state=self.state,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            idle=len(scheduler.resting),
+            pages_total=pool.num_pages,
+            pages_used=pool.in_use,
+            pages_unused=pool.unused,
+            pages_free=pool.available - pool.unused,
+            prefill_rate=prefill_rate,
+            decode_rate=decode_rate,
+            prompt_tokens=meter.prompt_tokens,
+            cached_tokens=meter.cached_tokens,
+            generated_tokens=meter.generated_tokens,
+            passes=meter.passes,
+            preemptions=scheduler.preemptions,
+            rejected=meter.rejected,
+            finished=dict(meter.finished),
+            busy_seconds=meter.busy_seconds,
+        )
+
+    def drain(self, grace: float) -> Future[None]:
+        """Take nothing new, finish what runs within `grace` seconds, end the rest with an error, end the thread."""
+        with self._lock:
+            if self.state in ("starting", "ready"):
+                self.state = "draining"
+            self._drain_deadline = perf_counter() + grace
+            self._messages.put((lambda _: None, None))
+        return self._ended
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """End everything now: each open choice is told NotServing; wait for the thread."""
+        self.drain(0.0)
+        if self.opened.done():
+            self._thread.join(timeout)
+
+    # What is wrong with a request.
+
+    def _not_serving(self) -> NotServing:
+        return NotServing(f"{WHY.get(self.state, WHY['closed'])}; try again later", state=self.state)
+
+    def _checked(self, ids: list[int], params: SamplingParams, read_prompt: int | None) -> tuple[Turns, list[int]]:
+        turns = self._turns
+        if self.state != "ready" or turns is None:
+            raise self._not_serving()
+        llm = self.llm
+        ids = llm.encode(ids)
+        self._check_length(turns, len(ids), params)
+        params.check_vocabulary(llm.vocab_size)
+        self.limits.check_params(params)
+        self.limits.check("logprobs", read_prompt or 0, param="top")
+        turns.engine.grammars.check(params)
+        return turns, ids
+
+    def _check_length(self, turns: Turns, length: int, params: SamplingParams) -> None:
+        self.limits.check("prompt_tokens", length, param="prompt")
+        self.limits.check("total_tokens", length + (params.max_tokens or 0), param="max_tokens")
+        if length > turns.longest():
+            message = f"the prompt has {length} tokens; one run of this server may hold {turns.longest()} (pages)"
+            raise LimitExceeded(message, param="prompt")
+        room = turns.engine.context_length - length
+        if room < 0:
+            raise PromptTooLong(f"the prompt is {-room} tokens longer than what the model reads", param="prompt")
+
+    # On the worker's thread.
+
+    def _live(self) -> None:
+        try:
+            llm = self._opener() if callable(self._opener) else self._opener
+            self._turns = Turns(llm.engine, self.limits)
+        except BaseException as error:  # noqa: BLE001 (whoever waits for the model is told)
+            self.failure = error
+            self._end("failed")
+            self.opened.set_exception(error)
+            return
+        with self._lock:
+            self.state = "ready" if self.state == "starting" else self.state
+        self.opened.set_result(llm)
+        while not self._should_end(self._turns):
+            self._take_messages(self._turns)
+            self._turn(self._turns)
+        self._end("closed")
+
+    def _should_end(self, turns: Turns) -> bool:
+        if self._drain_deadline is None:
+            return False
+        busy = any(job.is_active or not job.is_steered for job in turns.jobs.values()) or not self._messages.empty()
+        return not busy or perf_counter() > self._drain_deadline
+
+    def _take_messages(self, turns: Turns) -> None:
+        """Carry out what came; wait for something when there is nothing else to do."""
+        timed = self._drain_deadline is not None or any(job.deadline is not None for job in turns.jobs.values())
+        try:
+            if not turns.has_work:
+                self._carry_out(*self._messages.get(timeout=TICK if timed else None))
+            while True:
+                self._carry_out(*self._messages.get_nowait())
+        except Empty:
+            return
+
+    def _carry_out(self, message: Message, done: Future[Any] | None) -> None:
+        assert self._turns is not None
+        if done is not None and not done.set_running_or_notify_cancel():
+            return
+        try:
+            with self._turns.engine.lock:
+                message(self._turns)
+        except Exception as error:
+            if done is None:
+                log.exception("a message to the engine failed")
+            elif not done.done():
+                done.set_exception(error)
+
+    def _turn(self, turns: Turns) -> None:
+        try:
+            with turns.engine.lock:
+                turns.engine.collect()
+                turns.turn()
+        except Exception as error:
+            log.exception("a turn of the engine failed; its runs end, the engine goes on")
+            for job in [turns.jobs[run] for run in turns.scheduler.running if run in turns.jobs]:
+                turns.fail(job, error)
+
+    def _end(self, state: str) -> None:
+        """Close the queue, carry out what is in it, and give everybody an ending."""
+        with self._lock:
+            self._is_over, self.state = True, state
+        while not self._messages.empty():
+            message, done = self._messages.get()
+            if self._turns is not None:
+                self._carry_out(message, done)
+            elif done is not None and done.set_running_or_notify_cancel():
+                done.set_exception(self._not_serving())
+        if self._turns is not None:
+            for ticket in {job.ticket for job in self._turns.jobs.values()}:
+                self._turns.cancel(ticket, self._not_serving())
+        self._ended.set_result(None)
+
+
+def _seed(params: SamplingParams) -> int:
+    from byhand.sampling.dice import fresh_seed
+
+    return fresh_seed() if params.seed is None else params.seed
+
+
+def _arrive(
+    turns: Turns, ticket: Ticket, ids: list[int], params: SamplingParams, watch: int | None, deadline: float
+) -> None:
+    def begin() -> None:
+        run = turns.open(ids, params, _seed(params), watch)
+        turns.add(Job(ticket, 0, run, followers=params.n - 1, deadline=deadline))
+
+    _or_failed(turns, ticket, begin)
+
+
+def _or_failed(turns: Turns, ticket: Ticket, begin: Callable[[], None]) -> None:
+    """A run that cannot even be opened ends like any other: with an event."""
+    try:
+        begin()
+    except Exception as error:  # noqa: BLE001 (it is this run's alone)
+        turns.cancel(ticket, error)
