@@ -10,12 +10,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from byhand.config import ConfigFields
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
 
 EMBEDDED = "byhand-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+# What byhand's own quantised folders hold (docs/quantisation.md): forms, numbers that share a scale, how it is said.
+QUANTIZED = ("int8", "int4")
+GROUP = 32
+QUANTIZATION_VERSION = 1
+
 PICKLE_NOTE = "pytorch_model.bin is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
+
+# A safetensors header is JSON; one of 100 MB is no header.
+LONGEST_HEADER = 100_000_000
 
 # Two trainings of one architecture differ in no header and no size, so a few samples of the numbers are read too.
 SAMPLES = 16
@@ -56,10 +65,28 @@ class Checkpoint:
             raise BadConfig(f"{self.folder / 'config.json'}: `model_type` is {name!r}; it must be a word")
         return name
 
+    def quantized_as(self) -> str | None:
+        """`int8` or `int4` where byhand stored the weights so; what others quantised is refused."""
+        section = ConfigFields(self.config).section("quantization_config")
+        if section is None:
+            return None
+        if (method := section.fields.get("quant_method")) != "byhand":
+            kind = "names no `quant_method`" if method is None else f"is of {_shortened(method)}"
+            raise BadConfig(
+                f"config.json: `quantization_config` {kind}; only unquantized weights and byhand's are read"
+            )
+        section.integer("version", low=QUANTIZATION_VERSION, high=QUANTIZATION_VERSION)
+        section.integer("group_size", low=GROUP, high=GROUP)
+        return section.choice("format", ..., QUANTIZED)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weight files."""
         return sum(file.stat().st_size for file in self.weight_files)
+
+
+def _shortened(value: object) -> str:
+    return repr(value)[:60]
 
 
 def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> dict[str, Any]:
@@ -75,6 +102,20 @@ def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> di
     if not isinstance(value, dict):
         raise error(f"{file} holds a {type(value).__name__}; it must be a JSON object")
     return value
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: eight bytes of its length, then itself."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        data = opened.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        header = json.loads(data) if len(data) == length else None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise BadWeights(f"{file} has no safetensors header: it is truncated, or another kind of file")
+    return header
 
 
 def _read_index(index: Path, suffix: str) -> tuple[Path, ...]:

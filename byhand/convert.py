@@ -1,106 +1,166 @@
-"""Writes any checkpoint that can be opened as safetensors: strictly read, without what nobody needs."""
+"""Writes any checkpoint that can be opened as safetensors, as it is, in another dtype or quantised.
+
+Strictly read, without what nobody needs; block by block, into a folder that has its name only when it is whole.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from byhand.checkpoint import Checkpoint, open_checkpoint
-from byhand.errors import BadRequest, CheckpointError
+from byhand.checkpoint import GROUP, QUANTIZATION_VERSION, Checkpoint, open_checkpoint
+from byhand.errors import BadRequest, BadWeights
 from byhand.hub import DESCRIPTION
 from byhand.kernels import backend
 from byhand.models import architecture_of, read_config
-from byhand.weights import DTYPES, StoredTensor, Weights
+from byhand.quantize import check_form, quantize_blocks
+from byhand.shards import Planned, check_new, new_folder, write_shards
+from byhand.weights import DTYPES, StoredTensor, Weight, Weights, parts_of
 
-# A shard is held in memory while it is written.
-SHARD_BYTES = 2 * 2**30
+# Numbers that are converted at once.
+BLOCK = 2**20
 
 
-def _needed_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The tensors that the architecture reads: no masks of old files, no second copy of a tied head."""
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What `quantize_checkpoint` wrote: the matrices in codes, and the tensors that stay in floating point."""
+
+    folder: Path
+    matrices: tuple[str, ...]
+    kept: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+def _read_strictly(checkpoint: Checkpoint) -> Weights:
+    """The checkpoint's weights once its architecture has asked for all that it reads."""
     architecture = architecture_of(checkpoint)
     weights = Weights.open(checkpoint)
     architecture.Model(read_config(checkpoint), weights, backend("reference"))
     weights.finish(architecture.IGNORED)
-    return weights.needed()
+    return weights
 
 
-def _convert_tensor(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> torch.Tensor:
+# Tensors as they are, or in another dtype.
+
+
+def _converted(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> Iterator[torch.Tensor]:
     tensor = stored.read()
-    # A copy, for pickles may hold two names of one storage, and safetensors may not.
-    converted = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
-    if dtype == torch.float16 and tensor.isfinite().all() and not converted.isfinite().all():
-        raise BadRequest(
-            f"`{name}` holds {tensor.abs().max().item():g}; float16 ends at 65504", param="dtype", hint="use bfloat16"
-        )
-    return converted
+    rows = max(1, BLOCK * len(tensor) // max(1, tensor.numel()))
+    for block in torch.split(tensor, rows):
+        converted = block.to(dtype or block.dtype)
+        if dtype == torch.float16 and (block.isfinite() & ~converted.isfinite()).any():
+            largest = block[block.isfinite()].abs().max().item()
+            raise BadRequest(f"`{name}` holds {largest:g}; float16 ends at 65504", param="dtype", hint="use bfloat16")
+        yield converted
 
 
-def _shards(tensors: dict[str, StoredTensor], dtype: torch.dtype | None) -> Iterator[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
-    for name, stored in tensors.items():
-        tensor = _convert_tensor(name, stored, dtype)
-        if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > SHARD_BYTES:
-            yield shard
-            shard = {}
-        shard[name] = tensor
-    yield shard
+def _planned(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> Planned:
+    tensor = stored.read()
+    return Planned(name, dtype or tensor.dtype, tuple(tensor.shape), partial(_converted, name, stored, dtype))
 
 
-def _write_weights(tensors: dict[str, StoredTensor], target: Path, dtype: torch.dtype | None) -> None:
-    names: list[list[str]] = []
-    total = 0
-    for shard in _shards(tensors, dtype):
-        names.append(list(shard))
-        total += sum(tensor.nbytes for tensor in shard.values())
-        save_file(shard, target / f"shard-{len(names)}", metadata={"format": "pt"})
-    if len(names) == 1:
-        (target / "shard-1").rename(target / "model.safetensors")
-        return
-    files = [f"model-{number:05}-of-{len(names):05}.safetensors" for number in range(1, len(names) + 1)]
-    for number, file in enumerate(files, start=1):
-        (target / f"shard-{number}").rename(target / file)
-    weight_map = {name: file for file, held in zip(files, names, strict=True) for name in held}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def _plan(tensors: dict[str, StoredTensor], dtype: torch.dtype | None = None) -> list[Planned]:
+    """The widest numbers first: so every tensor begins at a multiple of its numbers' size."""
+    planned = [_planned(name, stored, dtype) for name, stored in tensors.items()]
+    return sorted(planned, key=lambda tensor: -tensor.dtype.itemsize)
 
 
-def _write_description(checkpoint: Checkpoint, target: Path, dtype: str | None) -> None:
+# Matrices in codes.
+
+
+def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]:
+    """The codes, which are made and written block by block, and the scales, which come of that and are written next."""
+    scales: list[torch.Tensor] = []
+
+    def codes() -> Iterator[torch.Tensor]:
+        try:
+            for some_codes, some_scales in quantize_blocks(weight, form):
+                scales.append(some_scales)
+                yield some_codes
+        except BadWeights as error:
+            raise BadWeights(f"`{name}`: {error.message}") from error
+
+    def kept_scales() -> Iterator[torch.Tensor]:
+        while scales:
+            yield scales.pop(0)
+
+    made: tuple[Callable[[], Iterator[torch.Tensor]], ...] = (codes, kept_scales)
+    first, second = (
+        Planned(name + part.suffix, part.dtype, part.shape, pieces)
+        for part, pieces in zip(parts_of(form, weight.shape), made, strict=True)
+    )
+    return first, second
+
+
+# Folders.
+
+
+def _write_description(checkpoint: Checkpoint, folder: Path, changes: dict[str, Any]) -> None:
     for name in DESCRIPTION:
         if name != "config.json" and (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, target / name)
-    config = dict(checkpoint.config)
-    if dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    # Last, so that a folder that was never finished has no config.json and is no checkpoint.
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    config = {**checkpoint.config, **changes}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(checkpoint: Checkpoint, target: Path, dtype: str | None) -> None:
-    tensors = _needed_tensors(checkpoint)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write_weights(tensors, target, DTYPES.get(dtype) if dtype else None)
-        _write_description(checkpoint, target, dtype)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+def _write(checkpoint: Checkpoint, target: Path, tensors: list[Planned], changes: dict[str, Any]) -> None:
+    with new_folder(target) as folder:
+        write_shards(tensors, folder)
+        _write_description(checkpoint, folder, changes)
+
+
+def _open_float(source: str | Path | None, revision: str | None) -> Checkpoint:
+    checkpoint = open_checkpoint(source, revision)
+    if (form := checkpoint.quantized_as()) is not None:
+        raise BadRequest(
+            f"{checkpoint.folder} is quantised to {form} already", param="source", hint="give what it was made from"
+        )
+    return checkpoint
 
 
 def convert(source: str | Path | None, target: Path, dtype: str | None = None, revision: str | None = None) -> Path:
     """Write a checkpoint as safetensors into a new or empty folder, in its own dtype or in another."""
     if dtype is not None and dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}", param="dtype")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadRequest(f"{target} exists already; it must be a new or an empty folder", param="target")
-    try:
-        _write(open_checkpoint(source, revision), target, dtype)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target} could not be written: {error}") from error
+    check_new(target)
+    checkpoint = _open_float(source, revision)
+    tensors = _plan(_read_strictly(checkpoint).needed(), DTYPES.get(dtype) if dtype else None)
+    said_in = "torch_dtype" if "torch_dtype" in checkpoint.config else "dtype"
+    _write(checkpoint, target, tensors, {} if dtype is None else {said_in: dtype})
     return target
+
+
+def quantize_checkpoint(source: str | Path | None, target: Path, form: str, revision: str | None = None) -> Quantized:
+    """Write a checkpoint with its matrices in `int8` or `int4` into a new or empty folder, which loads at once.
+
+    Every matrix that a product reads is quantised, the embedding and the head too, tied or not. Norms, biases and
+    tables of positions stay as they are stored.
+    """
+    check_form(form, "form")
+    check_new(target)
+    checkpoint = _open_float(source, revision)
+    weights = _read_strictly(checkpoint)
+    matrices, needed = weights.matrices(), weights.needed()
+    kept = _plan({name: stored for name, stored in needed.items() if name not in matrices})
+    coded = [planned for name, weight in matrices.items() for planned in _plan_codes(name, weight, form)]
+    tensors = [*kept, *coded]
+    said = {
+        "quant_method": "byhand",
+        "version": QUANTIZATION_VERSION,
+        "format": form,
+        "group_size": GROUP,
+        "source": str(checkpoint.identity),
+        "parameters": sum(stored.read().numel() for stored in needed.values()),
+    }
+    _write(checkpoint, target, tensors, {"quantization_config": said})
+    before = sum(stored.read().nbytes for stored in needed.values())
+    after = sum(tensor.nbytes for tensor in tensors)
+    return Quantized(target, tuple(matrices), tuple(tensor.name for tensor in kept), before, after)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -27,9 +28,12 @@ from byhand.sampling.look import Look, look
 from byhand.sampling.params import SamplingParams
 from byhand.text import ChatTemplate, Tokenizer
 from byhand.types import Completion, Position, Reading, Score, Step, Token
+from byhand.weights import format_of
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+
+CACHE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Room for so many full contexts, or this share of the memory that is free now, whichever is less.
 CONTEXTS_CACHED = 16
@@ -42,6 +46,7 @@ class LLM:
     dtype: "auto" keeps the weights as stored, or "float32", "bfloat16", "float16". device: "auto", "cpu", "cuda".
     cache_tokens: tokens that the KV cache holds over all runs. threads: processor threads.
     kernels: "auto", "cpu" (Numba) or "reference" (torch, on any device). quantize: None, "int8" or "int4".
+    cache_dtype: of the keys and values: "auto" is "float32"; "bfloat16" halves the cache's memory and rounds.
     prefill: "exact" keeps float32's accuracy where many tokens are read at once, "fast" takes bfloat16 products.
     note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """
@@ -58,6 +63,7 @@ class LLM:
         kernels: str = "auto",
         quantize: str | None = None,
         prefill: str = "exact",
+        cache_dtype: str = "auto",
         note: Callable[[str], None] | None = None,
     ) -> None:
         if threads is not None:
@@ -67,10 +73,16 @@ class LLM:
         self.notes: list[str] = list(self.checkpoint.notes)
         self._tell = note
         place = _device(device)
+        cached_as = _cache_dtype(cache_dtype)
         backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
-        self.model = build(self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize)
-        self.engine = self._open_engine(cache_tokens)
-        backend.prepare(self.model.dtype, self.engine.cache.dtype)
+        form = quantize or format_of(self.checkpoint, dtype)
+        with ThreadPoolExecutor(1, "byhand-prepare") as beside:
+            prepared = beside.submit(backend.prepare, form, cached_as)
+            self.model = build(self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize)
+            self.engine = self._open_engine(cache_tokens, cached_as)
+            prepared.result()
+        if self.model.dtype != form:  # a pickle says only when it is read what it holds
+            backend.prepare(self.model.dtype, cached_as)
         self._template: ChatTemplate | None = None
 
     def _note(self, line: str) -> None:
@@ -78,14 +90,14 @@ class LLM:
         if self._tell is not None:
             self._tell(line)
 
-    def _open_engine(self, cache_tokens: int | None) -> Engine:
+    def _open_engine(self, cache_tokens: int | None, dtype: torch.dtype) -> Engine:
         specs = self.model.layer_specs
-        page_bytes = KVCache(specs, 0).page_bytes
+        page_bytes = KVCache(specs, 0, dtype=dtype).page_bytes
         if cache_tokens is None:
             pages = _default_pages(self.context_length, page_bytes)
         else:
             pages = -(-_positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
-        cache = KVCache(specs, pages, device=self.model.device)
+        cache = KVCache(specs, pages, device=self.model.device, dtype=dtype)
         root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
 
@@ -339,6 +351,12 @@ def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadRequest("`device` is 'cuda', but torch sees no CUDA device here", param="device")
     return torch.device(name)
+
+
+def _cache_dtype(name: str) -> torch.dtype:
+    if name not in CACHE_DTYPES:
+        raise BadRequest(f"`cache_dtype` is {name!r}; it must be one of {', '.join(CACHE_DTYPES)}", param="cache_dtype")
+    return CACHE_DTYPES[name]
 
 
 def _default_pages(context_length: int, page_bytes: int) -> int:

@@ -6,15 +6,15 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from byhand.checkpoint import Checkpoint
+from byhand.checkpoint import GROUP, Checkpoint, read_header
 from byhand.errors import BadRequest, BadWeights
 
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -48,6 +48,29 @@ class Weight:
     def nbytes(self) -> int:
         """Bytes that a pass reads to use it once."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a quantised matrix, as it lies in memory and in a file: the matrix's name goes on with `suffix`."""
+
+    suffix: str
+    dtype: torch.dtype
+    shape: tuple[int, int]
+
+
+def parts_of(form: str, shape: tuple[int, int]) -> tuple[Part, Part]:
+    """The codes and the scales of a matrix (out, in); a row that is no whole number of groups is filled up."""
+    out_features, groups = shape[0], -(-shape[1] // GROUP)
+    if form == "int8":
+        return (
+            Part(".codes", torch.int8, (out_features, groups * GROUP)),
+            Part(".scales", torch.bfloat16, (out_features, groups)),
+        )
+    return (
+        Part(".codes", torch.uint8, (out_features, groups * GROUP // 2)),
+        Part(".scales", torch.bfloat16, (out_features, groups * 2)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +167,40 @@ def map_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     return found
 
 
+# A safetensors header's words for the formats that a processor's kernels know.
+_HEADER_WORDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def format_of(checkpoint: Checkpoint, dtype: str = "auto") -> str:
+    """The format that the matrices will have, as far as it can be told before they are mapped; else float32."""
+    if dtype != "auto":
+        return dtype
+    if (form := checkpoint.quantized_as()) is not None:
+        return form
+    try:
+        header = read_header(checkpoint.weight_files[0])
+    except BadWeights:  # a pickle has none; what is wrong with a file is said by whoever maps it
+        header = {}
+    entries = (entry for entry in header.values() if isinstance(entry, dict) and "shape" in entry)
+    dtypes = (
+        str(entry.get("dtype")) for entry in entries if isinstance(entry["shape"], list) and len(entry["shape"]) == 2
+    )
+    return _HEADER_WORDS.get(next(dtypes, ""), "float32")
+
+
 @dataclass(frozen=True, slots=True)
 class _Book:
     """What all scopes of one reading share."""
 
     stored: dict[str, StoredTensor]
-    used: set[str]
-    copies: set[str]
     place: str
     dtype: torch.dtype | None
     device: torch.device
     shrink: Callable[[Weight], Weight] | None
+    quantized: str | None  # the form of matrices that are stored as codes and scales
+    used: set[str] = field(default_factory=set)
+    copies: set[str] = field(default_factory=set)
+    matrices: dict[str, Weight] = field(default_factory=dict)
 
 
 class Weights:
@@ -176,9 +222,14 @@ class Weights:
 
         `shrink` is done to every matrix that a product reads: quantisation.
         """
+        quantized = checkpoint.quantized_as()
+        if quantized is not None and shrink is not None:
+            raise BadRequest(f"{checkpoint.folder} is quantised to {quantized} already", param="quantize")
+        if quantized is not None and dtype != "auto":
+            raise BadRequest(f"dtype is {dtype!r}; {checkpoint.folder} is quantised to {quantized}", param="dtype")
         files = checkpoint.weight_files
         place = files[0] if len(files) == 1 else checkpoint.folder
-        return cls.of(map_tensors(checkpoint), str(place), dtype, device, shrink)
+        return cls.of(map_tensors(checkpoint), str(place), dtype, device, shrink, quantized)
 
     @classmethod
     def of(
@@ -188,11 +239,12 @@ class Weights:
         dtype: str = "auto",
         device: torch.device | str = "cpu",
         shrink: Callable[[Weight], Weight] | None = None,
+        quantized: str | None = None,
     ) -> Weights:
         """Read from tensors that are mapped already; `place` is where errors say they came from."""
         if dtype != "auto" and dtype not in DTYPES:
             raise BadRequest(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}", param="dtype")
-        return cls(_Book(stored, set(), set(), place, DTYPES.get(dtype), torch.device(device), shrink))
+        return cls(_Book(stored, place, DTYPES.get(dtype), torch.device(device), shrink, quantized))
 
     @property
     def device(self) -> torch.device:
@@ -213,9 +265,11 @@ class Weights:
         return self._scope + name
 
     def __contains__(self, name: str) -> bool:
-        return self.name(name) in self._book.stored
+        full = self.name(name)
+        return full in self._book.stored or f"{full}.codes" in self._book.stored
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _map(self, name: str, shape: tuple[int, ...], dtypes: Collection[torch.dtype]) -> torch.Tensor:
+        """A tensor as it is stored, once its shape and its dtype are found right."""
         full = self.name(name)
         if full not in self._book.stored:
             raise BadWeights(f"the tensor `{full}` is missing in {self._book.place}")
@@ -226,9 +280,23 @@ class Weights:
             raise BadWeights(
                 f"{stored.file}: `{full}` has the shape {tuple(tensor.shape)}; the config asks for {shape}"
             )
-        if tensor.dtype not in FORMATS:
-            raise BadWeights(f"{stored.file}: `{full}` is stored as {tensor.dtype}; known are {', '.join(DTYPES)}")
+        if tensor.dtype not in dtypes:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise BadWeights(f"{stored.file}: `{full}` is stored as {tensor.dtype}; known are {known}")
+        return tensor
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = self._map(name, shape, FORMATS)
         return tensor.to(device=self._book.device, dtype=self._book.dtype or tensor.dtype)
+
+    def _stored_parts(self, name: str, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """The tensors of one matrix by their whole names."""
+        if self._book.quantized is None:
+            return {self.name(name): self._map(name, shape, FORMATS)}
+        parts = parts_of(self._book.quantized, shape)
+        return {
+            self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (part.dtype,)) for part in parts
+        }
 
     def vector(self, name: str, size: int) -> torch.Tensor:
         """A bias or a norm's gain: (size,), always float32, as it meets activations."""
@@ -236,8 +304,15 @@ class Weights:
 
     def matrix(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
         """A matrix of (out, in); one that is stored as (in, out) is turned by a view, not by a copy."""
+        if self._book.quantized is not None:
+            shape = (out_features, in_features)
+            parts = self._stored_parts(name, shape).values()
+            return Weight(self._book.quantized, tuple(part.to(self._book.device) for part in parts), shape)
         weight = self.table(name, out_features, in_features, transposed=transposed)
-        return weight if self._book.shrink is None else self._book.shrink(weight)
+        if self._book.shrink is not None:
+            return self._book.shrink(weight)
+        self._book.matrices[self.name(name)] = weight
+        return weight
 
     def table(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
         """The same, always as it is stored: of a table of positions only single rows are read."""
@@ -255,19 +330,27 @@ class Weights:
             head = embedding
         if tie and embedding not in self:
             embedding = head
+        if tie and embedding != head and self._are_equal(embedding, head, shape):
+            head = embedding
         first = self.matrix(embedding, *shape)
-        if embedding == head:
-            return first, first
-        second = self.matrix(head, *shape)
-        if tie and all(map(torch.equal, first.tensors, second.tensors)):
-            self._book.copies.add(self.name(head))
-            return first, first
-        return first, second
+        return first, first if embedding == head else self.matrix(head, *shape)
+
+    def _are_equal(self, name: str, copy: str, shape: tuple[int, int]) -> bool:
+        """Whether two matrices are stored with the same numbers; if so the second one is a copy."""
+        first, second = (self._stored_parts(one, shape) for one in (name, copy))
+        are_equal = all(map(torch.equal, first.values(), second.values()))
+        if are_equal:
+            self._book.copies.update(second)
+        return are_equal
 
     def needed(self) -> dict[str, StoredTensor]:
         """The tensors that were read, second copies of a tied matrix left out."""
         names = self._book.used - self._book.copies
         return {name: stored for name, stored in self._book.stored.items() if name in names}
+
+    def matrices(self) -> dict[str, Weight]:
+        """Of these, the float matrices that products read: what quantisation works on."""
+        return dict(self._book.matrices)
 
     def finish(self, ignored: Iterable[str] = ()) -> None:
         """Refuse tensors that nobody read, except those whose whole name matches one of the patterns."""

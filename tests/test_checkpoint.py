@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from byhand import convert as convert_room
+from byhand import shards as shards_room
 from byhand.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from byhand.convert import convert
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
@@ -248,7 +248,7 @@ def test_convert_keeps_one_storage_with_two_untied_names(tmp_path: Path) -> None
 
 def test_convert_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny(tmp_path / "old")
-    monkeypatch.setattr(convert_room, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shards_room, "SHARD_BYTES", 60_000)
     target = convert(folder, tmp_path / "new")
     files = open_checkpoint(target).weight_files
     assert len(files) > 3

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection
+from importlib.resources import files
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from byhand.checkpoint import Checkpoint, open_checkpoint, read_json_object
-from byhand.errors import BadWeights, ByhandError, CheckpointNotFound
-
-# A safetensors header is JSON; one of 100 MB is no header.
-LONGEST_HEADER = 100_000_000
+from byhand.checkpoint import Checkpoint, open_checkpoint, read_header, read_json_object
+from byhand.errors import BadConfig, BadWeights, ByhandError, CheckpointNotFound
 
 # config.json's names of today, and those that GPT-2's still has.
 SHAPE = {
@@ -32,14 +30,19 @@ def describe(source: str | None, revision: str | None, known: Collection[str]) -
     """Name, architecture, shape, weights, tokenizer, template and sampling settings of a checkpoint."""
     checkpoint = open_checkpoint(source, revision, weights=False)
     config = checkpoint.config
+    opened = _opened(source, revision, checkpoint)
+    quantized, refusal = _quantized(checkpoint)
     return {
         "name": checkpoint.identity.name,
         "folder": str(checkpoint.folder),
         "architecture": checkpoint.model_type,
-        "can_be_opened": checkpoint.model_type in known,
+        "can_be_opened": checkpoint.model_type in known and refusal is None,
+        "quantized": quantized,
+        "refusal": refusal,
         "shape": _shape(config),
         "stored_as": config.get("dtype", config.get("torch_dtype")),
-        "weights": _weights(source, revision, checkpoint),
+        "weights": None if opened is None else _weights(opened, quantized),
+        "quality": None if opened is None else quality_of(opened, quantized),
         "tokenizer": _tokenizer(checkpoint.folder),
         "chat_template": _has_template(checkpoint.folder),
         "generation_config": checkpoint.generation_config,
@@ -52,53 +55,67 @@ def _shape(config: dict[str, Any]) -> dict[str, int]:
     return {name: value for name, value in values.items() if isinstance(value, int) and value}
 
 
-def _weights(source: str | None, revision: str | None, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Files, bytes, and for safetensors parameters by dtype; None while they are not on this machine."""
+def _opened(source: str | None, revision: str | None, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint with its weight files; None while they are not on this machine."""
     is_remote = source is not None and not Path(source).expanduser().exists()
     try:
-        opened = open_checkpoint(checkpoint.folder if is_remote else source)
+        return open_checkpoint(checkpoint.folder if is_remote else source)
     except CheckpointNotFound:
         if is_remote:
             return None
         raise
-    files = opened.weight_files
+
+
+def _quantized(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+    """The form of quantised weights, and why they cannot be read."""
+    try:
+        return checkpoint.quantized_as(), None
+    except BadConfig as error:
+        return None, error.message
+
+
+def _weights(opened: Checkpoint, quantized: str | None) -> dict[str, Any]:
+    """Files, bytes, and for safetensors parameters by dtype."""
     counts: Counter[str] = Counter()
-    for file in files:
+    for file in opened.weight_files:
         if file.suffix == ".safetensors":
-            counts.update(_parameters(file))
+            counts.update(_parameters(file, quantized))
+    # Codes fill their last group up, so what was quantised is written beside them.
+    said = opened.config["quantization_config"].get("parameters") if quantized else None
     return {
-        "files": [file.name for file in files],
+        "files": [file.name for file in opened.weight_files],
         "bytes": opened.weight_bytes,
-        "parameters": sum(counts.values()) or None,
+        "parameters": said if isinstance(said, int) else sum(counts.values()) or None,
         "dtypes": dict(counts),
     }
 
 
-def _parameters(file: Path) -> Counter[str]:
-    """Parameters of one safetensors file by dtype, from its header alone."""
+def _parameters(file: Path, quantized: str | None) -> Counter[str]:
+    """Parameters of one safetensors file by dtype, from its header alone; codes count as what they stand for."""
     header = read_header(file)
     counts: Counter[str] = Counter()
     try:
         for name, entry in header.items():
-            if name != "__metadata__":
-                counts[str(entry["dtype"])] += prod(int(size) for size in entry["shape"])
+            size = 0 if name == "__metadata__" else prod(int(size) for size in entry["shape"])
+            if quantized is not None and name.endswith(".codes"):
+                counts[quantized] += size * (2 if quantized == "int4" else 1)
+            elif size and not (quantized is not None and name.endswith(".scales")):
+                counts[str(entry["dtype"])] += size
     except (KeyError, TypeError, ValueError):
         raise BadWeights(f"{file}: the header of tensor {name!r} has no dtype and shape") from None
     return counts
 
 
-def read_header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: eight bytes of its length, then itself."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        data = opened.read(length) if length <= LONGEST_HEADER else b""
-    try:
-        header = json.loads(data) if len(data) == length else None
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise BadWeights(f"{file} has no safetensors header: it is truncated, or another kind of file")
-    return header
+def quality_of(opened: Checkpoint, quantized: str | None) -> dict[str, Any] | None:
+    """What quantising this very model costs, where it was measured (benchmarks/quality.py): date, texts, variants."""
+    measured = json.loads((files("byhand") / "assets" / "quality.json").read_bytes())
+    digest = opened.identity.digest
+    if quantized is not None:
+        digest = str(opened.config["quantization_config"].get("source")).rpartition("@")[2]
+    for model in measured["models"]:
+        if model["digest"] == digest:
+            return {"date": measured["date"], "texts": model["texts"]}
+    return None
 
 
 def _tokenizer(folder: Path) -> str | None:

@@ -15,6 +15,10 @@ from byhand.sampling.params import SamplingParams, fields_table
 
 MAX_TOKENS = 256
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+CACHE_DTYPES = ("auto", "float32", "bfloat16")
+QUANTIZED = ("int8", "int4")
+KERNELS = ("auto", "cpu", "reference")
+PREFILLS = ("exact", "fast")
 NONE = "none"
 WIDEST_HELP = 96
 
@@ -215,6 +219,14 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizer_only: bool = Fa
     group.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
     group.add_argument("--threads", type=integer, metavar="N", help="processor threads to use")
     group.add_argument("--cache-tokens", type=integer, metavar="N", help="room of the KV cache, in tokens")
+    group.add_argument(
+        "--cache-dtype", choices=CACHE_DTYPES, default="auto", help="of the KV cache (default auto: float32)"
+    )
+    group.add_argument("--quantize", choices=QUANTIZED, help="hold the weights in 8 or 4 bits")
+    group.add_argument("--kernels", choices=KERNELS, default="auto", help="auto: cpu (Numba) on a processor")
+    group.add_argument(
+        "--prefill", choices=PREFILLS, default="exact", help="fast: prompts by bfloat16 products (default exact)"
+    )
 
 
 def model_name(arguments: argparse.Namespace) -> str | None:

@@ -80,7 +80,9 @@ class Nothing:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run a prompt to its end."""
-    if arguments.watch + arguments.steps + arguments.json > 1 and not (arguments.steps and arguments.json):
+    if arguments.steps and arguments.json and not arguments.watch:
+        raise UsageError("--json prints every step already", hint="leave out --steps")
+    if arguments.watch + arguments.steps + arguments.json > 1:
         raise UsageError("--watch, --steps and --json each fill stdout", hint="choose one of them")
     target = check_target(arguments.record, "--record")
     given = given_sampling(arguments)

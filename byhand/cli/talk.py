@@ -50,8 +50,13 @@ def opened(arguments: argparse.Namespace) -> Iterator[LLM]:
         cache_tokens=arguments.cache_tokens,
         threads=arguments.threads,
         revision=arguments.revision,
+        cache_dtype=arguments.cache_dtype,
+        quantize=arguments.quantize,
+        kernels=arguments.kernels,
+        prefill=arguments.prefill,
+        note=talk,
     ) as llm:
-        for note in llm.notes:
+        for note in llm.checkpoint.notes:
             talk(note)
         yield llm
 

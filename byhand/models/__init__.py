@@ -10,8 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from byhand.checkpoint import Checkpoint
-from byhand.config import ConfigFields
-from byhand.errors import BadConfig, UnknownArchitecture
+from byhand.errors import UnknownArchitecture
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.quantize import shrinker
@@ -88,10 +87,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """Check a checkpoint's config.json against its architecture, without touching the weights."""
     architecture = architecture_of(checkpoint)
-    quantization = ConfigFields(checkpoint.config).section("quantization_config")
-    if quantization is not None:
-        kind = quantization.fields.get("quant_method")
-        raise BadConfig(f"config.json: `quantization_config` is of {kind!r}; only unquantized weights are read")
+    checkpoint.quantized_as()  # refuses what others quantised
     return architecture.Config.from_json(checkpoint.config)
 
 

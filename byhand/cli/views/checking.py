@@ -25,13 +25,13 @@ def print_report(console: Console, report: Report, token: Callable[[int], Token]
     """One line a method and prompt, with the first difference and both margins there; then how the judge was run."""
     marks = glyphs(console)
     method = max(len(row.method) for row in report.rows)
-    prompt = min(max(len(safe_line(row.prompt)) for row in report.rows), max(12, console.width - method - 30))
+    prompt = min(max(len(_shown(row.prompt)) for row in report.rows), max(12, console.width - method - 30))
     console.print(Text(f"{'method'.ljust(method)}  {'prompt'.ljust(prompt)}  tokens", style=QUIET), soft_wrap=True)
     before = ""
     for row in report.rows:
         name = row.method if row.method != before else ""
         before = row.method
-        words = fit_start(safe_line(row.prompt), prompt, marks)
+        words = fit_start(_shown(row.prompt), prompt, marks)
         line = Text(f"{name.ljust(method)}  {words}{' ' * (prompt - columns(words))}  {row.tokens:>6}  ")
         console.print(line.append_text(_verdict(row)), soft_wrap=True)
         if not row.equal:
@@ -39,6 +39,11 @@ def print_report(console: Console, report: Report, token: Callable[[int], Token]
     console.print()
     console.print(_summary(report))
     console.print(Text(f"judge: {safe_line(report.judge)}", style=QUIET))
+
+
+def _shown(prompt: str) -> str:
+    """A prompt on one line; one that shows nothing of itself stands in quotes."""
+    return safe_line(prompt) if prompt.strip() else f'"{safe_line(prompt)}"'
 
 
 def _verdict(row: Row) -> Text:

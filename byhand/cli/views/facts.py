@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from byhand.cli.views.safe import safe_line
@@ -16,12 +15,14 @@ _NO_SETTING = ("token_id", "transformers_version", "_from_model_config", "cache"
 
 
 def _print(console: Console, facts: list[tuple[str, Text | str]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style=QUIET, no_wrap=True)
-    table.add_column(overflow="fold")
+    # Line by line, for a table would fill its last column with spaces.
+    left = max(len(label) for label, _ in facts) + 2
     for label, value in facts:
-        table.add_row(label, value if isinstance(value, Text) else Text(safe_line(value)))
-    console.print(table)
+        text = value if isinstance(value, Text) else Text(safe_line(value))
+        for number, line in enumerate(text.wrap(console, max(1, console.width - left), overflow="fold")):
+            line.rstrip()
+            beside = Text(("" if number else label).ljust(left), style=QUIET, end="")
+            console.print(beside.append_text(line), soft_wrap=True)
 
 
 def print_models(console: Console, facts: dict[str, Any]) -> None:
@@ -47,7 +48,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
     """Everything known about one checkpoint before it is loaded."""
     architecture = Text(safe_line(facts["architecture"]))
     if not facts["can_be_opened"]:
-        architecture.append("  byhand has no such architecture", style=BAD)
+        architecture.append(f"  {safe_line(facts['refusal'] or 'byhand has no such architecture')}", style=BAD)
     settings = [
         f"{name} {value}"
         for name, value in facts["generation_config"].items()
@@ -65,8 +66,24 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
             ("tokenizer", facts["tokenizer"] or "none that byhand can read"),
             ("chat template", "yes" if facts["chat_template"] else "no"),
             ("sampling", ", ".join(settings) or "nothing suggested"),
+            *_quality(facts),
         ],
     )
+
+
+def _quality(facts: dict[str, Any]) -> list[tuple[str, Text | str]]:
+    """What a shorter form costs on held-out text; of a model that is quantised already, its own form alone."""
+    if facts["quality"] is None:
+        return []
+    kind, measured = next(iter(facts["quality"]["texts"].items()))
+    lines = [f"on {measured['tokens']:,} tokens of held-out {kind}, {facts['quality']['date']}"]
+    for name, found in measured["variants"].items():
+        if facts["quantized"] in (None, name.split(",")[0]) or name == "float32":
+            beside = (
+                "" if name == "float32" else f", KL {found['kl']:.2g}, the same best token {found['same_best']:.1%}"
+            )
+            lines.append(f"{name}: perplexity {found['perplexity']:.3f}{beside}")
+    return [("quality", Text("\n".join(lines)))]
 
 
 def _shape(shape: dict[str, Any]) -> str:

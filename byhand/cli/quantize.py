@@ -1,0 +1,61 @@
+"""`byhand quantize`: any checkpoint that can be opened, in 8 or 4 bits, as a folder that loads at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from byhand.cli.options import QUANTIZED, Commands, named_model
+from byhand.cli.talk import print_json, talk
+
+if TYPE_CHECKING:
+    from byhand.convert import Quantized
+
+
+def add(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "quantize",
+        help="write a checkpoint in 8 or 4 bits",
+        usage="byhand quantize SOURCE TARGET --to FORM [options]",
+        description="Write any checkpoint that byhand can open with its matrices in 8 or 4 bits, as a folder that "
+        "loads at once. Norms, biases and tables of positions stay as they are.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a .safetensors file, a hub id or byhand-tiny")
+    parser.add_argument("target", metavar="TARGET", help="a new or an empty folder")
+    parser.add_argument("--to", choices=QUANTIZED, required=True, help="int8: 8.5 bits a weight; int4: 5")
+    parser.add_argument("--revision", metavar="NAME", help="the branch, tag or commit on the hub")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: what is in codes, what is not")
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Quantise, and say what became of it."""
+    from byhand.convert import quantize_checkpoint
+
+    source, target = named_model(arguments.source), Path(arguments.target)
+    done = quantize_checkpoint(source, target, arguments.to, arguments.revision)
+    if arguments.json:
+        print_json(_as_json(done, arguments.to))
+    else:
+        talk(_sentence(done, arguments.to))
+    return 0
+
+
+def _as_json(done: Quantized, form: str) -> dict[str, object]:
+    return {
+        "folder": str(done.folder),
+        "form": form,
+        "matrices": list(done.matrices),
+        "kept": list(done.kept),
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after,
+    }
+
+
+def _sentence(done: Quantized, form: str) -> str:
+    return (
+        f"written: {done.folder}, {len(done.matrices)} matrices in {form}, {len(done.kept)} small tensors (norms, "
+        f"biases, positions) as they were, {done.bytes_before / 1e6:,.0f} MB to {done.bytes_after / 1e6:,.0f} MB"
+    )
