@@ -100,7 +100,9 @@ def _place(location: Sequence[int | str], body: Any) -> list[int | str]:
     """The steps of a location that lead somewhere in the body; pydantic adds the names of its types between them."""
     steps: list[int | str] = []
     for step in location:
-        if isinstance(body, dict) and isinstance(step, str) and (step in body or not steps):
+        if isinstance(body, dict) and step not in body and step == body.get("type"):
+            continue
+        if isinstance(body, dict) and isinstance(step, str) and step in body:
             steps.append(step)
             body = body.get(step)
         elif isinstance(body, list) and isinstance(step, int) and 0 <= step < len(body):
@@ -128,12 +130,18 @@ def _shown(value: object) -> str:
     return _shorten.repr(value)
 
 
+def _weight(item: Any, body: Any) -> tuple[int, bool, bool]:
+    """How much one finding says: of a union every branch complains, and the one that got furthest was meant."""
+    depth = len(_place(item["loc"][1:], body))
+    return depth, item["type"] == "extra_forbidden", not item["type"].endswith("_type")
+
+
 def refusal(error: RequestValidationError) -> ApiError:
     """The 400 of a body that does not fit its shape: one sentence about the deepest thing that is wrong."""
     found = [item for item in error.errors() if item["loc"][:1] == ("body",)] or list(error.errors())
     if not found:
         return ApiError(400, "the request cannot be read", code="invalid_value")
-    worst = max(found, key=lambda item: len(_place(item["loc"][1:], error.body)))
+    worst = max(found, key=lambda item: _weight(item, error.body))
     steps = _place(worst["loc"][1:], error.body)
     path = _path(steps) or None
     top = None if not steps else str(steps[0])

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from byhand.server.answers import ChatAnswer, ChatChoice, ChatChunk, ChatLogprobs, ChatMessage, ChunkChoice, Delta
-from byhand.server.completions import add_extras, depth_of_reading, extras
+from byhand.server.completions import add_extras, check_limits, depth_of_reading, extras
 from byhand.server.flow import Flow, while_there
 from byhand.server.generation import Job, Piece, PromptIn, check_params, made_id, open_flow, params_of, pieces
 from byhand.server.logprobs import chat_step
@@ -66,7 +66,7 @@ async def job_of(service: Service, request: ChatRequest) -> Job:
         message = "`max_tokens` and `max_completion_tokens` are two names of one thing, and differ"
         raise ApiError(400, message, code="invalid_combination", param="max_tokens")
     params = params_of(request, min(limits, default=None), (request.top_logprobs or 0) if request.logprobs else None)  # type: ignore[type-var]
-    service.limits.check_params(params)
+    check_limits(service, request, params)
     await check_params(llm, params)
     prompt = await render(llm, request, with_tools=request.tool_choice != "none")
     return Job([prompt], params, depth_of_reading(request, None))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from byhand.sampling.params import SamplingParams
 from byhand.server.answers import CompletionAnswer, CompletionChoice, Extras, LegacyLogprobs
 from byhand.server.flow import while_there
 from byhand.server.generation import Job, Piece, PromptIn, check_params, made_id, open_flow, params_of, pieces
@@ -47,11 +48,17 @@ def depth_of_reading(request: Sampling, echoed: int | None) -> int | None:
     return max(1, *wanted) if wanted else None
 
 
+def check_limits(service: Service, request: Sampling, params: SamplingParams) -> None:
+    """Refuse more than one request may have."""
+    service.limits.check_params(params)
+    service.limits.check("logprobs", request.prompt_logprobs or 0, param="prompt_logprobs")
+
+
 async def job_of(service: Service, request: CompletionRequest) -> Job:
     """The runs that a request asks for."""
     llm = service.model(request.model)
     params = params_of(request, MAX_TOKENS if request.max_tokens is None else request.max_tokens, request.logprobs)
-    service.limits.check_params(params)
+    check_limits(service, request, params)
     await check_params(llm, params)
     echoed = request.logprobs if request.echo else None
     return Job(await _encoded(llm, request), params, depth_of_reading(request, echoed))

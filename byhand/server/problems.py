@@ -59,7 +59,8 @@ def _code_of(error: errors.BadRequest) -> str:
         case errors.PromptTooLong():
             return "context_length_exceeded"
         case errors.LimitExceeded():
-            return "limit_exceeded"
+            # A prompt too long for the server is to a client what one too long for the model is.
+            return "context_length_exceeded" if error.param == "prompt" else "limit_exceeded"
         case errors.TemplateError():
             return "template_error"
     return "invalid_value"

@@ -231,15 +231,15 @@ class ToolMessage(Strict):
 def _kind_of(message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
     if role == "assistant":
-        return "calling" if message.get("tool_calls") else "assistant"
-    return "tool" if role == "tool" else "plain"
+        return "calling message" if message.get("tool_calls") else "assistant message"
+    return "tool message" if role == "tool" else "plain message"
 
 
 MessageItem = Annotated[
-    Annotated[PlainMessage, Tag("plain")]
-    | Annotated[AssistantMessage, Tag("assistant")]
-    | Annotated[CallingMessage, Tag("calling")]
-    | Annotated[ToolMessage, Tag("tool")],
+    Annotated[PlainMessage, Tag("plain message")]
+    | Annotated[AssistantMessage, Tag("assistant message")]
+    | Annotated[CallingMessage, Tag("calling message")]
+    | Annotated[ToolMessage, Tag("tool message")],
     Discriminator(_kind_of),
 ]
 MessageList = Annotated[list[MessageItem], Field(min_length=1)]
@@ -307,8 +307,8 @@ class TokenizeMessages(Templated):
 
 
 TokenizeRequest = Annotated[
-    Annotated[TokenizeText, Tag("text")] | Annotated[TokenizeMessages, Tag("messages")],
-    Discriminator(lambda value: "messages" if isinstance(value, dict) and "messages" in value else "text"),
+    Annotated[TokenizeText, Tag("a text")] | Annotated[TokenizeMessages, Tag("a chat")],
+    Discriminator(lambda value: "a chat" if isinstance(value, dict) and "messages" in value else "a text"),
 ]
 
 
