@@ -12,7 +12,7 @@ from typing import Any
 from byhand.bench import results
 from byhand.bench.checkpoints import Source, make, source_of
 from byhand.bench.engines import PEERS, PRECISIONS, Peer
-from byhand.bench.extras import measure_cold, measure_forks, measure_prefix
+from byhand.bench.extras import measure_cold, measure_forks, measure_prefix, measure_profile
 from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.run import Contestant, Plan, files_for, measure
 from byhand.bench.scenarios import Scenario
@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "cold": measure_cold,
     "forks": measure_forks,
     "prefix": measure_prefix,
+    "profile": measure_profile,
 }
 
 

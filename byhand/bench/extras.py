@@ -134,3 +134,16 @@ def measure_prefix(plan: Plan) -> dict[str, Any]:
     known = {"before": [{"method": "generate", "new": 1}], "call": {"method": "again"}}
     new = {"call": {"method": "generate"}}
     return _compare(plan, ("read before", "new"), known, new)
+
+
+def measure_profile(plan: Plan) -> dict[str, Any]:
+    """Where a token's time goes, in byhand."""
+    worker, facts = open_worker(plan, plan.ours)
+    with worker:
+        tokens = prompts(plan.scenario, plan.source.vocab_size, "profile")
+        parts = worker.ask("profile", prompts=tokens, new=plan.scenario.new)
+    return {
+        "contestants": [{"label": plan.ours.label, "form": plan.precision, "runs": "", **facts}],
+        "failures": [],
+        "summary": parts,
+    }

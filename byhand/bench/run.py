@@ -75,19 +75,26 @@ class Plan:
 # Files that engines need.
 
 
+def _needs_files(plan: Plan, contestant: Contestant) -> bool:
+    """byhand's quantised weights are made beforehand, unless `--llm quantize=…` asks for it on load."""
+    if contestant.engine == OURS:
+        return plan.precision in ("int8", "int4") and "quantize" not in plan.options
+    return PEERS[contestant.engine].converts
+
+
 def files_for(plan: Plan, contestant: Contestant) -> Path | None:
     """The converted files of a contestant, written unless they are there."""
-    peer = PEERS.get(contestant.engine)
-    if peer is None or not peer.converts:
+    if not _needs_files(plan, contestant):
         return None
-    target = plan.cache / "converted" / plan.source.key / peer.name / contestant.form
+    target = plan.cache / "converted" / plan.source.key / contestant.engine / contestant.form
     if not target.is_dir():
         plan.tell(f"converting {plan.source.name} for {contestant.label}")
-        python = plan.pythons.get(f"{peer.name}-convert") or plan.python(peer.name)
-        with written_whole(target) as part, Worker(f"{peer.name}'s converter", python, plan.threads) as worker:
+        engine = contestant.engine
+        python = plan.pythons.get(f"{engine}-convert") or plan.python(engine)
+        with written_whole(target) as part, Worker(f"{engine}'s converter", python, plan.threads) as worker:
             worker.ask(
                 "convert",
-                module=peer.module,
+                module=contestant.module,
                 folder=str(plan.source.folder),
                 form=contestant.form,
                 target=str(part),
@@ -144,6 +151,24 @@ def machine_probe(threads: int) -> Iterator[Callable[[], float]]:
 
 # Measuring.
 
+# What an engine takes beside its weights, roughly; and the share of the free memory that weights may fill.
+BESIDE_WEIGHTS = 400e6
+MEMORY_SHARE = 0.75
+
+
+def free_bytes() -> float:
+    """Memory that can be had now, where the system tells."""
+    facts = Path("/proc/meminfo")
+    if not facts.exists():
+        return float("inf")
+    lines = (line.split() for line in facts.read_text(encoding="utf-8").splitlines())
+    return next(1024.0 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a folder's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
 
 @dataclass(slots=True)
 class Bench:
@@ -155,7 +180,19 @@ class Bench:
     facts: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
+    resumable: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     seeds: int = 0
+
+    def converted(self) -> Iterator[tuple[Contestant, float]]:
+        """The opponents whose files are there now, and the bytes each will take; a failure is told."""
+        for contestant in self.plan.opponents:
+            try:
+                files = files_for(self.plan, contestant)
+            except EngineFailed as error:
+                self.fail(contestant.label, error)
+            else:
+                yield contestant, folder_bytes(files or self.plan.source.folder) + BESIDE_WEIGHTS
 
     def open(self, contestant: Contestant, stack: ExitStack) -> bool:
         """Open one; False, and a sentence, where it cannot be."""
@@ -166,6 +203,8 @@ class Bench:
             return False
         stack.callback(worker.close)
         self.workers[contestant.label] = worker
+        if facts.pop("resumable"):
+            self.resumable.add(contestant.label)
         self.facts.append({"label": contestant.label, "form": contestant.form, "runs": contestant.runs, **facts})
         if not worker.settle():
             self.plan.tell(f"{contestant.label} goes on using the processor while it waits: others are disturbed")
@@ -181,7 +220,13 @@ class Bench:
         self.seeds += 1
         worker, scenario = self.workers[label], self.plan.scenario
         tokens = prompts(scenario, self.plan.source.vocab_size, str(self.seeds))
-        answer = worker.ask("burst", prompts=tokens, new=scenario.new)
+        if scenario.continues and label in self.resumable:
+            if label not in self.begun:
+                worker.ask("call", method="begin", prompts=tokens)
+                self.begun.add(label)
+            answer = worker.ask("burst", **{"continue": True}, new=scenario.new)
+        else:
+            answer = worker.ask("burst", prompts=tokens, new=scenario.new)
         worker.settle()
         return answer
 
@@ -202,21 +247,47 @@ class Bench:
             }
         )
 
+    def play(self, opponents: Sequence[str]) -> None:
+        """Every round with every opponent; who dies is left out from then on."""
+        here = list(opponents)
+        for round_ in range(self.plan.rounds):
+            for place, opponent in enumerate(list(here)):
+                try:
+                    self.pair(opponent, round_, ours_first=(round_ + place) % 2 == 0)
+                except EngineFailed as error:
+                    if self.workers[OURS].process.poll() is not None:
+                        raise
+                    self.fail(opponent, error)
+                    here.remove(opponent)
+
+
+# The whole.
+
+
+def companies_of(sized: Sequence[tuple[Contestant, float]], room: float) -> list[list[Contestant]]:
+    """Opponents, each with the bytes it takes, in companies that fit into memory together; never an empty one."""
+    companies: list[list[Contestant]] = [[]]
+    left = room
+    for contestant, size in sized:
+        if companies[-1] and size > left:
+            companies.append([])
+            left = room
+        companies[-1].append(contestant)
+        left -= size
+    return companies
+
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run a scenario to its end and give all that was seen. Who fails is told, and the others go on."""
     with machine_probe(plan.threads) as probe, ExitStack() as stack:
         bench = Bench(plan, probe)
+        sized = list(bench.converted())
+        room = MEMORY_SHARE * free_bytes() - 2 * (folder_bytes(plan.source.folder) + BESIDE_WEIGHTS)
         if not bench.open(plan.ours, stack):
             raise EngineFailed(bench.failures[0]["sentence"])
-        here = [contestant.label for contestant in plan.against if bench.open(contestant, stack)]
-        for round_ in range(plan.rounds):
-            for place, opponent in enumerate(list(here)):
-                try:
-                    bench.pair(opponent, round_, ours_first=(round_ + place) % 2 == 0)
-                except EngineFailed as error:
-                    if bench.workers[OURS].process.poll() is not None:
-                        raise
-                    bench.fail(opponent, error)
-                    here.remove(opponent)
+        always = [plan.twin.label] if plan.control and bench.open(plan.twin, stack) else []
+        for company in companies_of(sized, room):
+            with ExitStack() as inner:
+                bench.play([*always, *(each.label for each in company if bench.open(each, inner))])
+            always = []  # the control has had its rounds
         return {"contestants": bench.facts, "failures": bench.failures, "pairs": bench.pairs}

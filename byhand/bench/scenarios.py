@@ -24,6 +24,11 @@ class Scenario:
     about: str
 
     @property
+    def continues(self) -> bool:
+        """Whether bursts go on where the last one ended, in engines that can: a long context is read once."""
+        return self.name.startswith("context")
+
+    @property
     def length(self) -> int:
         """Tokens a run has in the end."""
         return self.prompt + self.new
@@ -50,6 +55,7 @@ def _all() -> Iterable[Scenario]:
     yield Scenario("cold", "cold", 1, 32, 1, 3, "a fresh process to its first token, and its memory")
     yield Scenario("forks", "forks", 8, 512, 32, 3, "8 forks of one prompt against 8 runs of their own")
     yield Scenario("prefix", "prefix", 1, 512, 8, 5, "a prompt that was read before against a new one")
+    yield Scenario("profile", "profile", 1, 128, 48, 1, "where a token's time goes")
 
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _all()}

@@ -58,6 +58,7 @@ class Host:
             "call": self.call,
             "memory": self.memory,
             "imports": self.imports,
+            "profile": self.profile,
             "convert": convert,
             "probe": self.probe,
         }
@@ -80,6 +81,11 @@ class Host:
             "weight_bytes": self.engine.weight_bytes(),
             "ids": first.ids[0][:SHOWN_IDS],
             "resumable": hasattr(self.engine, "go_on"),
+            **(
+                {"cache_token_bytes": self.engine.cache_token_bytes()}
+                if hasattr(self.engine, "cache_token_bytes")
+                else {}
+            ),
             "clock": {"started": STARTED, "opened": opened, "first": monotonic()},
         }
 
@@ -106,6 +112,12 @@ class Host:
         """What the process holds, by the system's count and by the engine's own."""
         of_engine = self.engine.memory() if hasattr(self.engine, "memory") else {}
         return {**process_memory(), **of_engine}
+
+    def profile(self, request: dict[str, Any]) -> Answer:
+        """Where byhand's time goes."""
+        from byhand.bench.profile import profile
+
+        return profile(self.engine.llm, request["prompts"][0], request["new"])
 
     def imports(self, request: dict[str, Any]) -> Answer:
         """What byhand's imports alone cost: torch, Numba and its own modules; no model."""

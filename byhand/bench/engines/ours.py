@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,9 +17,7 @@ class Adapter:
     def __init__(self, setting: Setting) -> None:
         from byhand.llm import LLM
 
-        kind = {"dtype": DTYPES[setting.form]} if setting.form in DTYPES else {"quantize": setting.form}
-        if setting.files is not None:  # quantised before, by `byhand quantize`
-            kind = {}
+        kind = {"dtype": DTYPES[setting.form]} if setting.form in DTYPES else {}  # files are quantised already
         options: dict[str, Any] = {
             "threads": setting.threads,
             # Pages are filled one by one: a run may leave its last one half empty.
@@ -96,6 +95,12 @@ class Adapter:
 
         return sum(weight.nbytes for weight in matrices(self.llm.model).values())
 
+    def cache_token_bytes(self) -> int:
+        """Bytes of keys and values that a step reads for every token before it."""
+        from byhand.kv_cache import PAGE_SIZE
+
+        return self.llm.engine.cache.page_bytes // PAGE_SIZE
+
     def memory(self) -> dict[str, int]:
         """Bytes of tensors that no file backs, and of the cache's pages that were ever written."""
         from byhand.bench.engines.held import held_bytes
@@ -109,3 +114,10 @@ class Adapter:
         from byhand import __version__
 
         return f"byhand {__version__}, {self.llm.model.dtype} weights, cache {self.llm.engine.cache.dtype}"
+
+
+def convert(folder: Path, form: str, target: Path) -> None:
+    """Quantise beforehand, as `byhand quantize` does."""
+    from byhand.convert import quantize_checkpoint
+
+    quantize_checkpoint(folder, target, form)

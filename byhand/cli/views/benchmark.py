@@ -26,7 +26,9 @@ def print_entry(console: Console, entry: Figures) -> None:
     title = f"{entry['model']} {entry['precision']}{options}: {SCENARIOS[entry['scenario']].about}"
     console.print()
     console.print(Text(safe_line(title), style=STRONG))
-    printer = {"cold": _print_cold, "forks": _print_ways, "prefix": _print_ways}.get(kind, _print_pairs)
+    printer = {"cold": _print_cold, "forks": _print_ways, "prefix": _print_ways, "profile": _print_profile}.get(
+        kind, _print_pairs
+    )
     printer(console, entry)
     for failure in entry.get("failures", ()):
         console.print(Text(safe_line(failure["sentence"]), style=BAD))
@@ -52,7 +54,7 @@ def _table(*columns: str) -> Table:
 def _print_pairs(console: Console, entry: Figures) -> None:
     scenario, figures = SCENARIOS[entry["scenario"]], entry["summary"]
     unit = "ms/token" if scenario.kind == "decode" else "s"
-    table = _table("", unit, "quartiles", "tokens/s", "of the bandwidth", "byhand's time / its", "interval")
+    table = _table("", unit, "quartiles", "tokens/s", "of bandwidth", "byhand / it", "95 %")
     rows = [("byhand", figures["ours"]), *((each["label"], each) for each in figures["opponents"])]
     for label, each in rows:
         scale = 1000 if unit == "ms/token" else 1
@@ -107,3 +109,21 @@ def _print_ways(console: Console, entry: Figures) -> None:
     console.print(table)
     ratio = entry["summary"]["ratio"]
     console.print(Text(f"ratio {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})", style=QUIET))
+
+
+def _print_profile(console: Console, entry: Figures) -> None:
+    """The step as it runs; then its kernels one by one, which is slower in all but shows their shares."""
+    figures = entry["summary"]
+    seconds = figures["seconds"]
+    console.print(f"a token takes {seconds * 1000:.2f} ms behind {figures['context']} others")
+    table = _table("part", "ms", "of the step", "kernels one by one", "ms", "share")
+    step, split = (_parts(figures[name]) for name in ("step", "split"))
+    for place in range(max(len(step), len(split))):
+        table.add_row(*(step[place] if place < len(step) else ("",) * 3), *(split[place] if place < len(split) else ()))
+    console.print(table)
+
+
+def _parts(times: Figures) -> list[tuple[str, str, str]]:
+    whole = times["step"]
+    ordered = sorted(((name, time) for name, time in times.items() if name != "step"), key=lambda part: -part[1])
+    return [(name, f"{time * 1000:.3f}", f"{time / whole:.1%}") for name, time in ordered]
