@@ -18,6 +18,7 @@ from byhand.server.problems import ApiError
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DEEPEST = 200
+LONGEST_PATH = 100
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -116,7 +117,7 @@ def _place(location: Sequence[int | str], body: Any) -> list[int | str]:
 
 def _path(steps: Sequence[int | str]) -> str:
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return path.removeprefix(".")
+    return path.removeprefix(".")[:LONGEST_PATH]
 
 
 _shorten = reprlib.Repr()
@@ -144,7 +145,7 @@ def refusal(error: RequestValidationError) -> ApiError:
     worst = max(found, key=lambda item: _weight(item, error.body))
     steps = _place(worst["loc"][1:], error.body)
     path = _path(steps) or None
-    top = None if not steps else str(steps[0])
+    top = None if not steps else str(steps[0])[:LONGEST_PATH]
     if worst["type"] == "extra_forbidden":
         return ApiError(400, f"`{path}` is no field of this request", code="unknown_field", param=top)
     if worst["type"] == "missing":

@@ -12,7 +12,17 @@ from starlette.responses import JSONResponse, Response
 from byhand.sampling.params import SamplingParams
 from byhand.server.answers import CompletionAnswer, CompletionChoice, Extras, LegacyLogprobs
 from byhand.server.flow import while_there
-from byhand.server.generation import Job, Piece, PromptIn, check_params, made_id, open_flow, params_of, pieces
+from byhand.server.generation import (
+    Job,
+    Piece,
+    PromptIn,
+    check_params,
+    check_runs,
+    made_id,
+    open_flow,
+    params_of,
+    pieces,
+)
 from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step, prompt_logprobs
 from byhand.server.service import Service, beside, service_of
 from byhand.server.shapes import CompletionRequest, Sampling
@@ -50,6 +60,7 @@ def depth_of_reading(request: Sampling, echoed: int | None) -> int | None:
 
 def check_limits(service: Service, request: Sampling, params: SamplingParams) -> None:
     """Refuse more than one request may have."""
+    service.limits.check("stops", len(request.stop) if isinstance(request.stop, list) else 0, param="stop")
     service.limits.check_params(params)
     service.limits.check("logprobs", request.prompt_logprobs or 0, param="prompt_logprobs")
 
@@ -61,6 +72,7 @@ async def job_of(service: Service, request: CompletionRequest) -> Job:
     check_limits(service, request, params)
     await check_params(llm, params)
     echoed = request.logprobs if request.echo else None
+    check_runs(service, len(_prompts(request.prompt)), params)
     return Job(await _encoded(llm, request), params, depth_of_reading(request, echoed))
 
 

@@ -148,13 +148,16 @@ async def check_params(llm: LLM, params: SamplingParams) -> None:
             raise _refused(error, "invalid_grammar") from None
 
 
+def check_runs(service: Service, prompts: int, params: SamplingParams) -> None:
+    """Refuse a request that no server of these limits could ever take."""
+    room = service.limits.running + service.limits.waiting
+    if prompts * params.n > room:
+        message = f"`prompt` and `n` ask for {prompts * params.n} runs; this server takes {room} at most"
+        raise ApiError(400, message, code="limit_exceeded", param="prompt")
+
+
 def open_flow(service: Service, job: Job) -> Flow:
     """Ask the worker for every prompt of a job, or for none."""
-    limits = service.limits
-    runs = len(job.prompts) * job.params.n
-    if runs > limits.running + limits.waiting:
-        message = f"`prompt` and `n` ask for {runs} runs; this server takes {limits.running + limits.waiting} at most"
-        raise ApiError(400, message, code="limit_exceeded", param="prompt")
     params = job.params if job.params.seed is not None else job.params.replace(seed=fresh_seed())
     flow = Flow(service.worker)
     try:

@@ -25,6 +25,7 @@ from byhand.server.problems import ApiError
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/", "/health")  # what a browser or a probe asks for before it has a key
 BODY_SECONDS = 60.0
+HEAD_BYTES = 32 * 2**10
 SUBPROTOCOL = "byhand"
 KEY_PREFIX = "byhand.key."
 
@@ -149,6 +150,8 @@ class Guard:
             await _answer(problem, scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
+        if sum(len(name) + len(value) for name, value in headers.raw) + len(scope.get("raw_path", b"")) > HEAD_BYTES:
+            raise ApiError(431, f"the head is larger than {HEAD_BYTES} bytes", code="head_too_large")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.rules.allows_host(hosts[0]):
             raise ApiError(403, "the Host header does not name this server", code="foreign_host")

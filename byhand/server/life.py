@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
             "lifespan": "off",
             "timeout_graceful_shutdown": int(LAST_WORDS),
         }
-        super().__init__(uvicorn.Config(self.app, **given, **options))
+        super().__init__(uvicorn.Config(self.app, **{**given, **options}))
 
     @property
     def url(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from byhand.sampling.params import fields_table
 
@@ -262,7 +262,18 @@ class Tool(Strict):
 
 
 RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final", "documents", "self", "with_tools")
-Switches = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED)}}})]
+
+
+def _free(switches: dict[str, Any]) -> dict[str, Any]:
+    for name in switches:
+        if name in RESERVED:
+            raise ValueError(f"`{name}` is a word of the template's own")
+    return switches
+
+
+Switches = Annotated[
+    dict[str, Any], AfterValidator(_free), Field(json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED)}}})
+]
 
 
 class Templated(Strict):
