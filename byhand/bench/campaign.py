@@ -16,6 +16,7 @@ from byhand.bench.extras import measure_cold, measure_forks, measure_prefix, mea
 from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.run import Contestant, Plan, files_for, measure
 from byhand.bench.scenarios import Scenario
+from byhand.bench.shapes import shape_config
 from byhand.bench.summary import summarise
 from byhand.errors import BadRequest
 
@@ -85,13 +86,12 @@ def is_installed(peer: Peer, python: str | None) -> bool:
 
 
 def opponents(peers: Sequence[Peer], precision: str, source: Source, scenario: Scenario) -> list[Contestant]:
-    """The peers' forms for a precision; where batches and prompts count, fp32 too of those that have no bf16."""
-    fallback = scenario.kind in ("batch", "prefill")
+    """The peers' forms for a precision, of those that know the model's type."""
     return [
         Contestant.of(peer, form)
         for peer in peers
         if not peer.families or source.model_type in peer.families
-        for form in peer.contestants(precision, fallback)
+        for form in peer.contestants(precision, scenario.kind)
     ]
 
 
@@ -111,13 +111,24 @@ def _sources(request: Request, precision: str) -> Iterator[Source]:
         yield source_of(name, f"{name}-{checkpoint.identity.digest[:8]}", checkpoint.folder)
 
 
-def plans(request: Request) -> Iterator[Plan]:
-    """Every measurement, one after the other; what does not fit a model's context is told and left out."""
-    peers = peers_asked(request)
+def check(request: Request) -> None:
+    """Refuse now what could never be measured."""
     for precision in request.precisions:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise BadRequest(f"--precision is {precision!r}; it must be one of {known}", param="--precision")
+    if request.models:
+        from byhand.checkpoint import open_checkpoint
+
+        for model in request.models:
+            open_checkpoint(model)
+    else:
+        for shape in request.shapes:
+            shape_config(shape)
+
+
+def plans(request: Request, peers: Sequence[Peer]) -> Iterator[Plan]:
+    """Every measurement, one after the other; what does not fit a model's context is told and left out."""
     for precision in request.precisions:
         for source in _sources(request, precision):
             for scenario in request.scenarios:

@@ -86,7 +86,9 @@ def files_for(plan: Plan, contestant: Contestant) -> Path | None:
     """The converted files of a contestant, written unless they are there."""
     if not _needs_files(plan, contestant):
         return None
-    target = plan.cache / "converted" / plan.source.key / contestant.engine / contestant.form
+    shared = PEERS[contestant.engine].files if contestant.engine in PEERS else {}
+    name = shared.get(contestant.form, contestant.form)
+    target = plan.cache / "converted" / plan.source.key / contestant.engine / name
     if not target.is_dir():
         plan.tell(f"converting {plan.source.name} for {contestant.label}")
         engine = contestant.engine

@@ -94,13 +94,15 @@ def command(arguments: argparse.Namespace) -> int:
 
     out = check_target(arguments.out, "--out")
     request = _request(arguments)
+    campaign.check(request)
+    peers = campaign.peers_asked(request)
     if arguments.prepare:
-        for plan in campaign.plans(request):
+        for plan in campaign.plans(request, peers):
             campaign.prepare(plan)
         return 0
     done = {results.key_of(entry) for entry in results.read(out)} if out else set()
     entries: list[results.Entry] = []
-    for entry in _entries(campaign, request, done if arguments.skip_done else set()):
+    for entry in _entries(request, peers, done if arguments.skip_done else set()):
         entries.append(entry)
         if out:
             results.save(out, entry)
@@ -113,12 +115,14 @@ def command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(campaign: Any, request: Any, done: set[tuple[str, ...]]) -> Iterator[results.Entry]:
+def _entries(request: Any, peers: Any, done: set[tuple[str, ...]]) -> Iterator[results.Entry]:
     """The machine's limits, then every plan."""
+    from byhand.bench import campaign
+
     machine = campaign.probe_machine(request.threads)
     if results.key_of(machine) not in done:
         yield machine
-    for plan in campaign.plans(request):
+    for plan in campaign.plans(request, peers):
         if results.key_of(campaign.identity(plan)) in done:
             talk(f"{plan.source.name} {plan.precision} {plan.scenario.name} is there already")
         else:

@@ -80,11 +80,13 @@ class Peer:
     converts: bool = True
     converter: str = ""  # pip's name of what converts, where that is not the package
     note: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)  # the name of a form's files, where forms share them
 
-    def contestants(self, precision: str, fallback: bool = False) -> tuple[str, ...]:
-        """The forms to run for a precision; with `fallback`, its fp32 where it lacks a bf16 of its own."""
+    def contestants(self, precision: str, kind: str = "decode") -> tuple[str, ...]:
+        """The forms to run for a precision. Beside bf16: fp32 too for prefills, and for batches where no bf16 is."""
         forms = self.forms.get(precision, ())
-        return self.forms.get("fp32", ()) if not forms and fallback and precision == "bf16" else forms
+        wants_both = precision == "bf16" and (kind == "prefill" or (kind == "batch" and not forms))
+        return (*forms, *self.forms.get("fp32", ())) if wants_both else forms
 
 
 _LLAMAS = ("llama",)
@@ -127,6 +129,7 @@ PEERS: dict[str, Peer] = {
                 "int4": "4-bit weights in groups of 64, products as it chooses",
             },
             converter="optimum-intel",
+            files={"f32": "fp16", "bf16": "fp16"},
         ),
         Peer(
             "onnxruntime",
