@@ -107,7 +107,7 @@ def test_linear_of_every_format_and_odd_size(kernels: Kernels, form: str, out: i
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_share_the_work(form: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    monkeypatch.setattr("byhand.kernels.cpu.calls.SMALL", 0)
     kernels, weight = Cpu(threads=threads), make_weight(form, 1003, 160)
     for rows in (1, 5):
         x = torch.randn(rows, 160)
@@ -118,7 +118,7 @@ def test_threads_share_the_work(form: str, threads: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("out", [3, 700])
 def test_weights_stored_in_columns(dtype: str, threads: int, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    monkeypatch.setattr("byhand.kernels.cpu.calls.SMALL", 0)
     kernels, weight = Cpu(threads=threads), make_weight(dtype, out, 107, transposed=True)
     bias = torch.randn(out)
     for rows in (1, 2, 7):
@@ -345,7 +345,7 @@ def test_attend_rotates_writes_and_attends(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_long_context_is_cut_in_parts(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byhand.kernels.cpu.SMALL", 0)
+    monkeypatch.setattr("byhand.kernels.cpu.calls.SMALL", 0)
     q, cache, batch, _ = ragged([(1500, 1), (700, 3), (3, 1)])
     options = {**OPTIONS[name], "scale": 0.4}
     truth = reference.attention(q, cache, 1, batch, **options)

@@ -23,6 +23,19 @@ class Kernels(Protocol):
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
         """Make ready for weights of a format and a KV cache of a dtype: what is to be compiled is compiled now."""
 
+    def block(
+        self,
+        layer: Callable[..., Tensor],
+        x: Tensor,
+        batch: Batch,
+        cache: KVCache,
+        angles: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """One block of a model: layer(x, batch, cache), with the angles behind if there are any.
+
+        A backend may run the block's kernels as one call; the result may be overwritten by the block after the next.
+        """
+
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
 

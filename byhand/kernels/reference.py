@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ ROWS = {
 
 def prepare(form: str, cache_dtype: torch.dtype) -> None:
     """Nothing is to be made ready."""
+
+
+def block(
+    layer: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    batch: Batch,
+    cache: KVCache,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One block of a model, kernel by kernel."""
+    return layer(x, batch, cache) if angles is None else layer(x, batch, cache, angles)
 
 
 def linear(

@@ -143,6 +143,7 @@ class Model:
 
     def __init__(self, config: Config, weights: Weights, kernels: Kernels) -> None:
         self.config = config
+        self.kernels = kernels
         self.vocab_size = config.vocab_size
         self.context_length = config.n_positions
         self.device = weights.device
@@ -167,7 +168,7 @@ class Model:
         """Read the batch, write its keys and values: (N, hidden) after the final norm."""
         x = self.wte(batch.input_ids) + self.wpe(batch.position_ids)
         for layer in self.h:
-            x = layer(x, batch, cache)
+            x = self.kernels.block(layer, x, batch, cache)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Attention:
         self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
 
     def __call__(
-        self, x: Tensor, residual: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, cache: KVCache
+        self, x: Tensor, residual: Tensor, batch: Batch, cache: KVCache, angles: tuple[Tensor, Tensor]
     ) -> Tensor:
         """x (N, hidden) → residual (N, hidden) + what was attended to; the rows' keys and values are in the cache."""
         q, k, v = self.qkv(x)  # (N, heads · head_dim), and twice (N, kv heads · head_dim)
@@ -163,9 +163,9 @@ class Block:
         self.post_attention_layernorm = RMSNorm(kernels, weights.at("post_attention_layernorm"), size, eps)
         self.mlp = MLP(config, weights.at("mlp"), kernels)
 
-    def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, cache: KVCache) -> Tensor:
+    def __call__(self, x: Tensor, batch: Batch, cache: KVCache, angles: tuple[Tensor, Tensor]) -> Tensor:
         """x (N, hidden) → (N, hidden)."""
-        x = self.self_attn(self.input_layernorm(x), x, angles, batch, cache)
+        x = self.self_attn(self.input_layernorm(x), x, batch, cache, angles)
         return self.mlp(self.post_attention_layernorm(x), x)
 
 
@@ -174,6 +174,7 @@ class Model:
 
     def __init__(self, config: Config, weights: Weights, kernels: Kernels) -> None:
         self.config = config
+        self.kernels = kernels
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = weights.device
@@ -201,7 +202,7 @@ class Model:
         x = self.embed_tokens(batch.input_ids)
         angles = self.rotary(batch.position_ids)
         for layer in self.layers:
-            x = layer(x, angles, batch, cache)
+            x = self.kernels.block(layer, x, batch, cache, angles)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -146,6 +146,7 @@ class Model:
 
     def __init__(self, config: Config, weights: Weights, kernels: Kernels) -> None:
         self.config = config
+        self.kernels = kernels
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = weights.device
@@ -181,7 +182,7 @@ class Model:
             x = self.project_in(x)
         x = x + self.embed_positions(batch.position_ids + POSITION_OFFSET)
         for layer in self.layers:
-            x = layer(x, batch, cache)
+            x = self.kernels.block(layer, x, batch, cache)
         if self.final_layer_norm is not None:
             x = self.final_layer_norm(x)
         return x if self.project_out is None else self.project_out(x)

@@ -1,7 +1,7 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
 Read in this order: llvm and vectors (registers), tiles (formats), products, rows, attention (the arithmetic),
-compiled (when it is compiled).
+team (who runs it), compiled (when it is compiled).
 """
 
 from __future__ import annotations
@@ -11,31 +11,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from subprocess import DEVNULL, Popen
-from typing import Any
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import products, rows, tiles, vectors
+from byhand.kernels.native import products, rows, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
 FORMATS = (*FLOATS, "int8", "int4")
 
 
-FRACTIONS = ("eps", "scale", "softcap")
-
-
-def _kernel(function: Any, *, parallel: bool) -> Kernel:
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    types = ", ".join("float32" if name in FRACTIONS else "int64" for name in names)
-    return Kernel(function, f"void({types})", parallel=parallel)
-
-
 def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [
         products.add_tails, products.multiply_few, products.multiply_rows, products.share_of,
-        products.linear_share, products.linear,
-        products.gated_share, products.gated, products.add_rows, products.columns_share, products.linear_columns,
+        products.linear, products.gated, products.add_rows, products.columns_share, products.linear_columns,
     ]  # fmt: skip
     names = {
         "BLOCK": form.block,
@@ -51,12 +40,12 @@ def _products(name: str) -> list[Kernel]:
     }
     scope = specialise(templates, names, name)
     made = ("linear", "gated", "linear_columns") if name in FLOATS else ("linear", "gated")
-    return [_kernel(scope[kernel].py_func, parallel=True) for kernel in made]
+    return [Kernel(scope[kernel].py_func) for kernel in made]
 
 
 def _attention(name: str) -> list[Kernel]:
     page = attention_page
-    templates = [page.write_row, page.score_some, page.weigh_some, page.attend_part, page.write, page.drain]
+    templates = [page.write_row, page.score_some, page.weigh_some, page.attend_part, page.write_keys]
     form = tiles.FORMATS[name]
     counts = ("one", "two", "three", "four")
     names = {
@@ -68,17 +57,25 @@ def _attention(name: str) -> list[Kernel]:
         **{f"{count}_heads": tiles.tile(form, 4, rows) for rows, count in enumerate(counts, 1)},
         "one_head": tiles.tile(form, 4, 1),
     }
-    scope = specialise([*templates, page.attention], names, name)
-    return [_kernel(scope["attention"].py_func, parallel=True)]
+    made = [page.place_rows, page.attend_parts]
+    scope = specialise([*templates, *made], names, name)
+    return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
+
+
+def _curve(name: str) -> Kernel:
+    scope = specialise([rows.curve], {"bend": vectors.CURVES[name]}, name)
+    return Kernel(scope["curve"].py_func)
 
 
 @cache
 def kernels() -> dict[str, Kernel]:
-    """Every kernel by name: linear_bfloat16, attention_float32, rms_norm, …"""
+    """Every kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …"""
     listed = [
         *(kernel for name in FORMATS for kernel in _products(name)),
         *(kernel for name in FLOATS for kernel in _attention(name)),
-        *(_kernel(function, parallel=False) for function in (rows.rms_norm, rows.layer_norm, rows.silu_mul)),
+        *(_curve(name) for name in vectors.CURVES),
+        *map(Kernel, (rows.rms_norm, rows.layer_norm, rows.silu_mul, attention_page.gather_rows)),
+        Kernel(team.run_list, "void(int64, int64, int64)", parallel=True),
     ]
     return {kernel.name: kernel for kernel in listed}
 

@@ -5,20 +5,20 @@ along as pages are read (Milakov and Gimelshein, arXiv:1805.02867); the context 
 threads, whose sums are put together at the end (as in Flash-Decoding). A thread reads a page for all heads before the
 next, so memory is read in order and grouped heads share it.
 
-Templates, made for each dtype of the cache: BYTES … mix_narrow are that dtype's. Arguments are
-addresses and counts (int64), or float32 numbers; q and out are (rows, heads, head_dim) float32.
+Templates, made for each dtype of the cache: BYTES … mix_narrow are that dtype's. Numbers are addresses and counts
+(int64), or float32; q and out are (rows, heads, head_dim) float32. The kernels stand at the end, each in shares.
 """
 
 from __future__ import annotations
-
-from numba import prange
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.tiles import FORMATS, mixture, tile
 from byhand.kernels.native.vectors import (
+    argument,
     exp,
     fma,
+    fraction,
     highest,
     integer,
     lane_numbers,
@@ -243,80 +243,87 @@ def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
         scale_into(target, target, 1.0 / share, head_dim)
 
 
-def write(k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, kv_heads, head_dim, work):
-    """Put the rows' keys, rotated if there are angles, and values into their slots."""
-    stride = kv_heads * head_dim * BYTES
-    for row in range(rows):
-        slot = integer(slots + 8 * row)
-        key = k + row * k_stride
-        if cos != 0:
-            for head in range(kv_heads):
-                at = 4 * head * head_dim
-                rotate_into(key + at, cos + 4 * row * head_dim, sin + 4 * row * head_dim, work + at, head_dim)
-            key = work
-        write_row(key, keys + slot * stride, kv_heads * head_dim)
-        write_row(v + row * v_stride, values + slot * stride, kv_heads * head_dim)
+def write_keys(at, here, row, work):
+    """Put a row's keys, rotated if there are angles, and its values into their slot."""
+    k, v, kv_heads, head_dim = argument(at, 4), argument(at, 6), argument(at, 9), argument(at, 10)
+    cos, sin, size = argument(here, 4), argument(here, 5), kv_heads * head_dim
+    place = integer(argument(here, 1) + 8 * row) * size * BYTES
+    key = k + row * argument(at, 5)
+    if cos != 0:
+        for head in range(kv_heads):
+            first = 4 * head * head_dim
+            rotate_into(key + first, cos + 4 * row * head_dim, sin + 4 * row * head_dim, work + first, head_dim)
+        key = work
+    write_row(key, argument(at, 11) + place, size)
+    write_row(v + row * argument(at, 7), argument(at, 12) + place, size)
 
 
-def drain(
-    tickets, parts, count, q, keys, values, plan, heads, kv_heads, head_dim, window,
-    softcap, slopes, work, part_bytes, scores,
-):  # fmt: skip
-    """What one thread does: take a row's part until there are none."""
-    stay_apart()
-    stride = kv_heads * head_dim * BYTES
-    while True:
-        ticket = take_ticket(tickets, 1)
-        if ticket >= count:
-            return
-        row = ticket // parts
-        position, table = integer(plan + 16 * row), integer(plan + 16 * row + 8)
-        low = max(0, position + 1 - window) if window > 0 else 0
-        low, high = part_of(ticket % parts, parts, low, position + 1)
-        state = work + ticket * part_bytes
-        attend_part(
-            q + 4 * row * heads * head_dim, keys, values, stride, table, low, high, position,
-            heads, kv_heads, head_dim, softcap, slopes,
-            scores + 4 * PAGE * heads * ticket, state, state + 8 * heads,
-        )  # fmt: skip
+def place_rows(at, share):
+    """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
-
-def attention(
-    threads, tickets, q, q_stride, k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, plan,
-    heads, kv_heads, head_dim, window, parts, scale, softcap, slopes, sinks, work, turned, out,
-):  # fmt: skip
-    """Write the rows' keys and values if given (k not 0), rotate q if there are angles, and attend.
-
-    plan (rows, 2): each row's position and the address of its run's pages. `work` holds rows · parts parts of
-    (2 + head_dim + PAGE) · heads numbers, and `turned` heads · head_dim numbers for each row.
+    Arguments of all three: shares, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads, head_dim,
+    keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and the table of the pass: rows, slots,
+    plan, longest context, cos, sin. The plan (rows, 2) is each row's position and the address of its run's pages.
+    `work` holds (rows + 4 · shares) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
     """
-    if k != 0:
-        write(k, k_stride, v, v_stride, cos, sin, slots, rows, keys, values, kv_heads, head_dim, turned)
-    for row in range(rows):
+    shares, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
+    cos, sin, scale = argument(here, 4), argument(here, 5), fraction(at, 14)
+    if share == 0:
+        put_integer(argument(at, 1), 0)
+    for row in range(share, argument(here, 0), shares):
+        turned, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
+        if argument(at, 4) != 0:
+            write_keys(at, here, row, turned)
         for head in range(heads):
-            source, target = q + row * q_stride + 4 * head * head_dim, turned + 4 * (row * heads + head) * head_dim
+            source, target = q + 4 * head * head_dim, turned + 4 * head * head_dim
             if cos != 0:
                 rotate_into(source, cos + 4 * row * head_dim, sin + 4 * row * head_dim, target, head_dim)
                 scale_into(target, target, scale, head_dim)
             else:
                 scale_into(target, source, scale, head_dim)
-    count = rows * parts
+
+
+@inlined
+def parts_for(at):
+    """How many parts each row's context is cut into: enough that the threads end together.
+
+    And none so short that putting them together costs more.
+    """
+    here, shares, window = argument(at, 21), argument(at, 0), argument(at, 13)
+    rows, seen = argument(here, 0), argument(here, 3)
+    if window > 0:
+        seen = min(seen, window)
+    return max(1, min((4 * shares + rows - 1) // rows, seen // 64))
+
+
+def attend_parts(at, share):
+    """The second: take a row's part until there are none."""
+    heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
+    here, work, parts = argument(at, 21), argument(at, 18), parts_for(at)
+    count, size = argument(here, 0) * parts, heads * head_dim
     part_bytes = 4 * (2 + head_dim) * heads
-    scores = work + count * part_bytes
-    put_integer(tickets, 0)
-    if threads == 1:
-        drain(
-            tickets, parts, count, turned, keys, values, plan, heads, kv_heads, head_dim, window,
-            softcap, slopes, work, part_bytes, scores,
+    scores = work + count * part_bytes + 4 * PAGE * heads * share
+    while True:
+        ticket = take_ticket(argument(at, 1), 1)
+        if ticket >= count:
+            return
+        row = ticket // parts
+        line = argument(here, 2) + 16 * row
+        position, table = integer(line), integer(line + 8)
+        low = max(0, position + 1 - window) if window > 0 else 0
+        low, high = part_of(ticket % parts, parts, low, position + 1)
+        state = work + ticket * part_bytes
+        attend_part(
+            argument(at, 19) + 4 * row * size, argument(at, 11), argument(at, 12), kv_heads * head_dim * BYTES,
+            table, low, high, position, heads, kv_heads, head_dim, fraction(at, 15), argument(at, 16),
+            scores, state, state + 8 * heads,
         )  # fmt: skip
-    else:
-        for _ in prange(threads):
-            drain(
-                tickets, parts, count, turned, keys, values, plan, heads, kv_heads, head_dim, window,
-                softcap, slopes, work, part_bytes, scores,
-            )  # fmt: skip
-    for row in range(rows):
-        gather_parts(
-            out + 4 * row * heads * head_dim, work + row * parts * part_bytes, part_bytes, parts,
-            heads, head_dim, sinks,
-        )  # fmt: skip
+
+
+def gather_rows(at, share):
+    """The last: put each row's parts together."""
+    heads, head_dim, work, parts = argument(at, 8), argument(at, 10), argument(at, 18), parts_for(at)
+    part_bytes = 4 * (2 + head_dim) * heads
+    for row in range(share, argument(argument(at, 21), 0), argument(at, 0)):
+        out = argument(at, 20) + 4 * row * heads * head_dim
+        gather_parts(out, work + row * parts * part_bytes, part_bytes, parts, heads, head_dim, argument(at, 17))

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from contextlib import suppress
+from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -26,6 +29,10 @@ _config: Any = numba.config
 _njit: Any = numba.njit
 
 SOURCES = Path(__file__).parent
+
+# The folders of other versions: so many of the last used stay, and whatever was used within a day.
+KEPT = 4
+RECENT_SECONDS = 24 * 3600
 
 
 def user_cache() -> Path:
@@ -52,6 +59,19 @@ def digest(sources: Path = SOURCES) -> str:
     return name.hexdigest()
 
 
+def prune(folder: Path) -> None:
+    """Remove the kernels of versions that were last used long ago, beside this folder."""
+    named_alike = len(folder.name)
+    used = [
+        (other.stat().st_mtime, other)
+        for other in folder.parent.iterdir()
+        if other != folder and len(other.name) == named_alike and other.is_dir() and not other.is_symlink()
+    ]
+    for last_used, other in sorted(used, reverse=True)[KEPT - 1 :]:
+        if time.time() - last_used > RECENT_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
+
+
 @cache
 def cache_folder() -> Path | None:
     """Where compiled kernels are kept; None where nothing can be written.
@@ -60,11 +80,17 @@ def cache_folder() -> Path | None:
     """
     folder = user_cache() / "kernels" / digest()
     try:
+        is_new = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # its date is that of its last use
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
     except OSError:
         return None
+    if is_new:
+        with suppress(OSError):
+            prune(folder)
+    return folder
 
 
 def inlined(function: Any) -> Any:
@@ -88,7 +114,7 @@ def specialise(templates: list[Any], names: Mapping[str, Any], label: str) -> di
 class Kernel:
     """One kernel: its machine code is loaded, or compiled and kept, when it is first asked for."""
 
-    def __init__(self, function: Any, signature: str, *, parallel: bool) -> None:
+    def __init__(self, function: Any, signature: str = "void(int64, int64)", *, parallel: bool = False) -> None:
         self.name: str = function.__name__
         self._function, self._signature, self._parallel = function, signature, parallel
 
@@ -98,8 +124,8 @@ class Kernel:
         folder = cache_folder()
         return folder is not None and any(folder.rglob(f"*.{self.name}-*.nbi"))
 
-    def load(self) -> Callable[..., None]:
-        """The machine code as a function: addresses and counts in, nothing out. It lets go of the GIL."""
+    @cached_property
+    def _compiled(self) -> Any:
         folder = cache_folder()
         before = _config.CACHE_DIR
         _config.CACHE_DIR = str(folder or "")
@@ -113,7 +139,18 @@ class Kernel:
             )(self._function)
         finally:
             _config.CACHE_DIR = before
-        # The compiled function itself: the dispatcher would look at the types of twenty numbers first.
         [compiled] = dispatcher.overloads.values()
-        entry: Callable[..., None] = compiled.entry_point
+        return compiled
+
+    def load(self) -> Callable[..., None]:
+        """The machine code as a function: addresses and counts in, nothing out. It lets go of the GIL."""
+        # The compiled function itself: the dispatcher would look at the types of its arguments first.
+        entry: Callable[..., None] = self._compiled.entry_point
         return entry
+
+    @property
+    def address(self) -> int:
+        """Where the machine code lies, for team.py to call."""
+        compiled = self._compiled
+        place: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        return place

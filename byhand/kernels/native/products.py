@@ -1,17 +1,17 @@
 """Weights times a few rows: the linear layers of decoding, which read every weight once and wait for memory.
 
 Each function here is a template: `native/__init__.py` makes one of it per weight format, by giving its global names
-`one_by_one` … `BLOCK_BYTES` that format's meaning. All arguments are addresses or counts (int64); x and y are float32.
+`one_by_one` … `BLOCK_BYTES` that format's meaning. All numbers are addresses or counts (int64); x and y are float32.
+A kernel does one share of its work (team.py); its arguments lie in a table at `at`, the number of shares first.
 """
 
 from __future__ import annotations
-
-from numba import prange
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.tiles import FORMATS, tile
 from byhand.kernels.native.vectors import (
+    argument,
     fma,
     highest,
     load_float32,
@@ -68,13 +68,13 @@ def gate_into(y, gate, count):
 
 
 @inlined
-def first_of(worker, threads, total):
-    """Where a worker's share of `total` outputs begins, at a multiple of 4.
+def first_of(share, shares, total):
+    """Where a share of `total` outputs begins, at a multiple of 4.
 
-    Each thread has one share, as large as the others', and reads it from end to end: smaller pieces, handed out to
-    whoever is free, were measured to cost a third of the memory's speed.
+    There is one share for each thread, as large as the others, and it is read from end to end: smaller pieces, handed
+    out to whoever is free, were measured to cost a third of the memory's speed.
     """
-    return total if worker == threads else total // 4 * worker // threads * 4
+    return total if share == shares else total // 4 * share // shares * 4
 
 
 def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
@@ -135,63 +135,43 @@ def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, 
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def linear_share(
-    start, stop, x, x_stride, rows, inner, residual,
-    w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
-):  # fmt: skip
-    """What one thread does: its outputs of the matrices, laid end to end."""
-    stay_apart()
-    share_of(w0, s0, n0, b0, inner, x, x_stride, rows, y0, residual, start, stop)
-    share_of(w1, s1, n1, b1, inner, x, x_stride, rows, y1, 0, start - n0, stop - n0)
-    share_of(w2, s2, n2, b2, inner, x, x_stride, rows, y2, 0, start - n0 - n1, stop - n0 - n1)
+def linear(at, share):
+    """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first.
+
+    Arguments: shares, x, bytes from row to row, rows, inner, residual; then of each matrix: weights, scales, outputs,
+    bias, y. A share is so many outputs of all, laid end to end.
+    """
+    shares, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    inner, residual = argument(at, 4), argument(at, 5)
+    total = argument(at, 8) + argument(at, 13) + argument(at, 18)
+    start, stop = first_of(share, shares, total), first_of(share + 1, shares, total)
+    for matrix in range(3):
+        here = at + 8 * (6 + 5 * matrix)
+        weights, scales, out = argument(here, 0), argument(here, 1), argument(here, 2)
+        bias, y = argument(here, 3), argument(here, 4)
+        added = residual if matrix == 0 else 0
+        share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, added, start, stop)
+        start, stop = start - out, stop - out
 
 
-def linear(
-    threads, x, x_stride, rows, inner, residual,
-    w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
-):  # fmt: skip
-    """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first."""
-    total = n0 + n1 + n2
-    if threads == 1:
-        linear_share(
-            0, total, x, x_stride, rows, inner, residual,
-            w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
-        )  # fmt: skip
-    else:
-        for worker in prange(threads):
-            linear_share(
-                first_of(worker, threads, total), first_of(worker + 1, threads, total),
-                x, x_stride, rows, inner, residual,
-                w0, s0, n0, b0, y0, w1, s1, n1, b1, y1, w2, s2, n2, b2, y2,
-            )  # fmt: skip
+def gated(at, share):
+    """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up).
 
-
-def gated_share(
-    start, stop, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
-):  # fmt: skip
-    """What one thread does: its outputs of gate and up, then their product."""
-    stay_apart()
-    share_of(w_gate, s_gate, total, b_gate, inner, x, x_stride, rows, gate, 0, start, stop)
-    share_of(w_up, s_up, total, b_up, inner, x, x_stride, rows, y, 0, start, stop)
+    Arguments: shares, x, bytes from row to row, rows, inner, outputs; weights, scales and bias of the gate, (rows,
+    outputs) to work in; weights, scales and bias of the other, y.
+    """
+    shares, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    inner, out, gate, y = argument(at, 4), argument(at, 5), argument(at, 9), argument(at, 13)
+    start, stop = first_of(share, shares, out), first_of(share + 1, shares, out)
+    share_of(
+        argument(at, 6), argument(at, 7), out, argument(at, 8), inner, x, x_stride, rows, gate, 0, start, stop
+    )  # fmt: skip
+    share_of(
+        argument(at, 10), argument(at, 11), out, argument(at, 12), inner, x, x_stride, rows, y, 0, start, stop
+    )  # fmt: skip
     for row in range(rows):
-        at = 4 * (row * total + start)
-        gate_into(y + at, gate + at, stop - start)
-
-
-def gated(
-    threads, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
-):  # fmt: skip
-    """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up), with `gate` (rows, total) to work in."""
-    if threads == 1:
-        gated_share(
-            0, total, x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y
-        )  # fmt: skip
-    else:
-        for worker in prange(threads):
-            gated_share(
-                first_of(worker, threads, total), first_of(worker + 1, threads, total),
-                x, x_stride, rows, inner, total, w_gate, s_gate, b_gate, gate, w_up, s_up, b_up, y,
-            )  # fmt: skip
+        here = 4 * (row * out + start)
+        gate_into(y + here, gate + here, stop - start)
 
 
 # Outputs of a column product kept in the processor's first cache while its inputs go by.
@@ -245,13 +225,13 @@ def columns_share(begin, end, weights, out, bias, inner, x, rows, y, residual):
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def linear_columns(threads, x, rows, inner, residual, weights, out, bias, y):
-    """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual."""
-    if threads == 1:
-        columns_share(0, out, weights, out, bias, inner, x, rows, y, residual)
-    else:
-        for worker in prange(threads):
-            columns_share(
-                first_of(worker, threads, out), first_of(worker + 1, threads, out),
-                weights, out, bias, inner, x, rows, y, residual,
-            )  # fmt: skip
+def linear_columns(at, share):
+    """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual.
+
+    Arguments: shares, x, rows, inner, residual, weights, out, bias, y.
+    """
+    shares, x, rows, inner = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    residual, weights, out = argument(at, 4), argument(at, 5), argument(at, 6)
+    bias, y = argument(at, 7), argument(at, 8)
+    start, stop = first_of(share, shares, out), first_of(share + 1, shares, out)
+    columns_share(start, stop, weights, out, bias, inner, x, rows, y, residual)

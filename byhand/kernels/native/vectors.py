@@ -34,7 +34,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, frontend, llvm.FLOATS)  # type: ignore[no-untyped-call]
 
 
-def _typed(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+def typed(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of fixed types from a function of (builder, its arguments) that gives the result's value."""
 
     def decorate(emit: Callable[..., Any]) -> Any:
@@ -52,24 +52,24 @@ def _typed(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 _address = types.int64
-load_float32 = _typed(vector, _address)(llvm.load_float32)
-load_bfloat16 = _typed(vector, _address)(llvm.load_bfloat16)
-load_float16 = _typed(vector, _address)(llvm.load_float16)
+load_float32 = typed(vector, _address)(llvm.load_float32)
+load_bfloat16 = typed(vector, _address)(llvm.load_bfloat16)
+load_float16 = typed(vector, _address)(llvm.load_float16)
 
 
-@_typed(types.void)
+@typed(types.void)
 def stay_apart(builder: Any) -> Any:
     """Keep the function that says this from being copied into its callers: smaller code, and sooner compiled."""
     builder.function.attributes.add("noinline")
 
 
-@_typed(types.float32, _address)
+@typed(types.float32, _address)
 def one_float32(builder: Any, address: Any) -> Any:
     """The number at an address."""
     return llvm.read(builder, address, llvm.FLOAT)
 
 
-@_typed(types.float32, _address)
+@typed(types.float32, _address)
 def one_bfloat16(builder: Any, address: Any) -> Any:
     """The same in bfloat16."""
     return builder.bitcast(
@@ -77,25 +77,37 @@ def one_bfloat16(builder: Any, address: Any) -> Any:
     )
 
 
-@_typed(types.float32, _address)
+@typed(types.float32, _address)
 def one_float16(builder: Any, address: Any) -> Any:
     """The same in float16."""
     return builder.fpext(llvm.read(builder, address, llvm.HALF), llvm.FLOAT)
 
 
-@_typed(types.int64, _address)
+@typed(types.int64, _address)
 def integer(builder: Any, address: Any) -> Any:
     """The int64 at an address."""
     return llvm.read(builder, address, llvm.I64)
 
 
-@_typed(types.void, _address, vector)
+@njit
+def argument(table, number):  # type: ignore[no-untyped-def]
+    """The int64 of that number in a kernel's table of arguments."""
+    return integer(table + 8 * number)
+
+
+@njit
+def fraction(table, number):  # type: ignore[no-untyped-def]
+    """The float32 that lies in that place of the table."""
+    return one_float32(table + 8 * number)
+
+
+@typed(types.void, _address, vector)
 def store(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen float32 at an address."""
     return builder.store(value, builder.inttoptr(address, llvm.FLOATS.as_pointer()), align=4)
 
 
-@_typed(types.void, _address, types.float32)
+@typed(types.void, _address, types.float32)
 def put(builder: Any, address: Any, value: Any) -> Any:
     """Put one float32 at an address."""
     return builder.store(value, builder.inttoptr(address, llvm.FLOAT.as_pointer()), align=4)
@@ -112,7 +124,7 @@ def _to_bfloat16(builder: Any, value: Any, kind: Any, narrow: Any, constant: Cal
     )
 
 
-@_typed(types.void, _address, types.float32)
+@typed(types.void, _address, types.float32)
 def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     """Put one number as bfloat16, rounded to nearest."""
     return builder.store(
@@ -122,55 +134,55 @@ def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     )
 
 
-@_typed(types.void, _address, types.float32)
+@typed(types.void, _address, types.float32)
 def put_float16(builder: Any, address: Any, value: Any) -> Any:
     """Put one number as float16."""
     return builder.store(builder.fptrunc(value, llvm.HALF), builder.inttoptr(address, llvm.HALF.as_pointer()), align=2)
 
 
-@_typed(types.int64, _address, types.int64)
+@typed(types.int64, _address, types.int64)
 def take_ticket(builder: Any, address: Any, count: Any) -> Any:
     """Add to the int64 at an address, whoever else does too; give what was there before."""
     return builder.atomic_rmw("add", builder.inttoptr(address, llvm.I64.as_pointer()), count, "monotonic")
 
 
-@_typed(types.void, _address, types.int64)
+@typed(types.void, _address, types.int64)
 def put_integer(builder: Any, address: Any, value: Any) -> Any:
     """Put one int64 at an address."""
     return builder.store(value, builder.inttoptr(address, llvm.I64.as_pointer()), align=8)
 
 
-@_typed(vector, types.float32)
+@typed(vector, types.float32)
 def spread(builder: Any, value: Any) -> Any:
     """One number in all sixteen lanes."""
     return llvm.spread(builder, value)
 
 
-@_typed(types.float32, vector)
+@typed(types.float32, vector)
 def total(builder: Any, value: Any) -> Any:
     """The sum of the lanes."""
     return llvm.total(builder, value)
 
 
-@_typed(types.float32, vector)
+@typed(types.float32, vector)
 def highest(builder: Any, value: Any) -> Any:
     """The largest lane."""
     return llvm.call(builder, "llvm.vector.reduce.fmax.v16f32", llvm.FLOAT, [value], ("nnan",))
 
 
-@_typed(vector, vector, vector, vector)
+@typed(vector, vector, vector, vector)
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a · b + c."""
     return llvm.fma(builder, a, b, c)
 
 
-@_typed(vector)
+@typed(vector)
 def lane_numbers(builder: Any) -> Any:
     """0, 1, …, 15."""
     return ir.Constant(llvm.FLOATS, list(map(float, range(LANES))))
 
 
-@_typed(vector, vector, vector, vector, types.float32)
+@typed(vector, vector, vector, vector, types.float32)
 def where_less(builder: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
     """`chosen` in the lanes where a < b, `other` in the rest."""
     return builder.select(builder.fcmp_ordered("<", a, b), chosen, llvm.spread(builder, other))
@@ -181,7 +193,7 @@ _TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 
-@_typed(vector, vector)
+@typed(vector, vector)
 def exp(builder: Any, x: Any) -> Any:
     """The exponential of each lane: 0 below -87, infinite above 88.7."""
     low, high = llvm.all_lanes(llvm.FLOAT, -87.0), llvm.all_lanes(llvm.FLOAT, 88.7)
@@ -202,22 +214,22 @@ def exp(builder: Any, x: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, high), llvm.all_lanes(llvm.FLOAT, float("inf")), value)
 
 
-@_typed(vector, vector, vector)
+@typed(vector, vector, vector)
 def _add(builder: Any, a: Any, b: Any) -> Any:
     return builder.fadd(a, b)
 
 
-@_typed(vector, vector, vector)
+@typed(vector, vector, vector)
 def _subtract(builder: Any, a: Any, b: Any) -> Any:
     return builder.fsub(a, b)
 
 
-@_typed(vector, vector, vector)
+@typed(vector, vector, vector)
 def _multiply(builder: Any, a: Any, b: Any) -> Any:
     return builder.fmul(a, b)
 
 
-@_typed(vector, vector, vector)
+@typed(vector, vector, vector)
 def _divide(builder: Any, a: Any, b: Any) -> Any:
     return builder.fdiv(a, b)
 
@@ -243,6 +255,37 @@ def silu(x):  # type: ignore[no-untyped-def]
     return x / (one + exp(spread(0.0) - x))
 
 
+@njit
+def relu(x):  # type: ignore[no-untyped-def]
+    """max(x, 0), lane by lane; a NaN stays one."""
+    return x - where_less(x, spread(0.0), x, 0.0)
+
+
+@njit
+def gelu_tanh(x):  # type: ignore[no-untyped-def]
+    """x · (1 + tanh(a)) / 2 = x · sigmoid(2a), where a = √(2/π) · (x + 0.044715 x³)."""
+    doubled = x * fma(x * x, spread(0.0713548162726), spread(1.59576912161))
+    return x / (spread(1.0) + exp(spread(0.0) - doubled))
+
+
+@njit
+def gelu(x):  # type: ignore[no-untyped-def]
+    """x · Φ(x), lane by lane; the error function by Abramowitz and Stegun 7.1.26, within 1.5e-7."""
+    one, zero = spread(1.0), spread(0.0)
+    size = x - where_less(x, zero, x * spread(2.0), 0.0)  # |x|
+    t = one / fma(size, spread(0.3275911 * 0.7071067811865476), one)
+    series = fma(t, spread(1.061405429), spread(-1.453152027))
+    series = fma(t, series, spread(1.421413741))
+    series = fma(t, series, spread(-0.284496736))
+    series = fma(t, series, spread(0.254829592))
+    beyond = series * t * exp(zero - x * x * spread(0.5)) * spread(0.5)  # what lies beyond |x|
+    below = where_less(x, zero, beyond, 0.0) + where_less(
+        zero - one, zero - where_less(x, zero, one, 0.0), one - beyond, 0.0
+    )
+    return x * below
+
+
+CURVES = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 LOADS = {"float32": load_float32, "bfloat16": load_bfloat16, "float16": load_float16}
 ONES = {"float32": one_float32, "bfloat16": one_bfloat16, "float16": one_float16}
 PUTS = {"float32": put, "bfloat16": put_bfloat16, "float16": put_float16}

@@ -1,0 +1,312 @@
+"""The kernels for a processor: for few rows, Numba's that run at the memory's speed; for many rows, torch's products.
+
+The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to whoever is faster at
+its size. How a call is made, and how a whole block becomes one, is in calls.py and recording.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byhand.errors import BadRequest
+from byhand.kernels import reference
+from byhand.kernels.cpu.calls import MANY_QUERIES, Calls, bits
+from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
+from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
+from byhand.weights import Weight
+
+# Rows from which torch's bfloat16 products, which prefill="fast" allows, are faster than ours; its float32 products
+# never were, up to 512 rows (benchmarks/crossover.py).
+FAST_ROWS = 32
+# Rows from which torch is faster on a weight that is stored in columns.
+COLUMN_ROWS = 32
+# Numbers from which torch's own threads pay for a norm or a curve.
+LARGE = 2**15
+
+
+def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """`reference.linear` by bfloat16 products: x, the weight and the result are rounded, the sums are float32's."""
+    rows = reference.ROWS[weight.format]
+    x = x.bfloat16()
+    if weight.format == "bfloat16":
+        out = (x @ weight.tensors[0].T).float()
+    else:
+        out = torch.empty(x.shape[0], weight.shape[0])
+        step = max(1, reference.BLOCK // weight.shape[1])
+        for start in range(0, weight.shape[0], step):
+            out[:, start : start + step] = x @ rows(weight, slice(start, start + step)).bfloat16().T
+    return out if bias is None else out.add_(bias)
+
+
+class Cpu(Calls):
+    """The backend. `prefill`: "exact" keeps float32's accuracy for many rows; "fast" takes bfloat16 products there.
+
+    threads: None for as many as torch has. `note` is told, in one line, when kernels have to be compiled first.
+    fuse: run each block as one call once it has been recorded.
+    """
+
+    rotate, embedding = staticmethod(reference.rotate), staticmethod(reference.embedding)
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        prefill: str = "exact",
+        note: Callable[[str], None] | None = None,
+        fuse: bool = True,
+    ) -> None:
+        super().__init__(threads, note, fuse)
+        if prefill not in ("exact", "fast"):
+            raise BadRequest(f"prefill is {prefill!r}; it must be 'exact' or 'fast'", param="prefill")
+        self.prefill = prefill
+
+    # Products.
+
+    def _is_for_torch(self, matrix: Matrix, rows: int) -> bool:
+        if matrix.stored_in_columns and rows >= COLUMN_ROWS:
+            return True
+        return self.prefill == "fast" and rows >= FAST_ROWS and matrix.format != "float32"
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
+        matrix = self._matrix(weight)
+        rows = x.shape[0]
+        if self._is_for_torch(matrix, rows):
+            return self._many_rows(x, matrix, bias, residual)
+        y = self._empty(rows, matrix.out)
+        if matrix.stored_in_columns:
+            self._linear_columns(x, matrix, bias, residual, y)
+        else:
+            self._linears(x, [(matrix, bias, y)], residual)
+        return y
+
+    def linears(self, x: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """`linear` with each of the weights, up to three of which are read in one go."""
+        matrices = [self._matrix(weight) for weight in weights]
+        first, rows = matrices[0], x.shape[0]
+        if (
+            self._is_for_torch(first, rows)
+            or len(matrices) > 3
+            or any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices)
+        ):
+            return tuple(self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        outs = tuple([self._empty(rows, matrix.out) for matrix in matrices])
+        self._linears(x, list(zip(matrices, biases, outs, strict=True)), None)
+        return outs
+
+    def _linears(self, x: Tensor, parts: list[tuple[Matrix, Tensor | None, Tensor]], residual: Tensor | None) -> None:
+        matrix = parts[0][0]
+        x = self._padded(x, matrix)
+        if residual is not None:
+            residual = residual.contiguous()
+        self._read(x, residual)
+        arguments: list[int] = []
+        outs = 0
+        for part, bias, y in parts:
+            arguments += (part.numbers, part.scales, part.out, address(bias), y.data_ptr())
+            outs += part.out
+        arguments += [0] * (15 - len(arguments))
+        rows, inner = x.shape[0], matrix.inner
+        self._run(
+            f"linear_{matrix.format}",
+            self._threads_for(rows * inner * outs),
+            *(x.data_ptr(), 4 * inner, rows, inner, address(residual), *arguments),
+        )
+
+    def _linear_columns(
+        self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None, y: Tensor
+    ) -> None:
+        x = x.contiguous()
+        if residual is not None:
+            residual = residual.contiguous()
+        self._read(x, residual)
+        rows, inner = x.shape
+        self._run(
+            f"linear_columns_{matrix.format}",
+            self._threads_for(rows * inner * matrix.out),
+            *(x.data_ptr(), rows, inner, address(residual), matrix.numbers, matrix.out, address(bias), y.data_ptr()),
+        )
+
+    def _padded(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """x, its rows end to end and as long as the weight's, which quantised ones fill up to a whole group."""
+        missing = matrix.inner - x.shape[1]
+        return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
+
+    def gated(
+        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+    ) -> Tensor:
+        """silu(linear(x, gate)) times linear(x, up), read in one go."""
+        first, second = self._matrix(gate), self._matrix(up)
+        rows = x.shape[0]
+        if (
+            self._is_for_torch(first, rows)
+            or first.format != second.format
+            or first.stored_in_columns
+            or second.stored_in_columns
+        ):
+            return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
+        x = self._padded(x, first)
+        self._read(x)
+        y = self._empty(rows, first.out)
+        self._run(
+            f"gated_{first.format}",
+            self._threads_for(rows * first.inner * first.out),
+            *(x.data_ptr(), 4 * first.inner, rows, first.inner, first.out),
+            *(first.numbers, first.scales, address(gate_bias), self._scratch(rows * first.out)),
+            *(second.numbers, second.scales, address(up_bias), y.data_ptr()),
+        )
+        return y
+
+    def _many_rows(self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if self.prefill == "fast" and matrix.format != "float32":
+            y = in_bfloat16(x, matrix.weight, bias)
+        else:
+            y = reference.linear(x, matrix.weight, bias)
+        return y if residual is None else y.add_(residual)
+
+    # Norms and curves.
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (..., size) over its root mean square, times weight (size,)."""
+        count, size = x.numel(), x.shape[-1]
+        if self._is_large(count):
+            return reference.rms_norm(x, weight, eps)
+        x, y = x.contiguous(), self._empty(*x.shape)
+        self._read(x)
+        threads = self._threads_for(count)
+        self._run("rms_norm", threads, x.data_ptr(), weight.data_ptr(), bits(eps), y.data_ptr(), count // size, size)
+        return y
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """x (..., size) less its mean, over its standard deviation, times weight, plus bias."""
+        count, size = x.numel(), x.shape[-1]
+        if self._is_large(count):
+            return reference.layer_norm(x, weight, bias, eps)
+        x, y = x.contiguous(), self._empty(*x.shape)
+        self._read(x)
+        self._run(
+            "layer_norm",
+            self._threads_for(count),
+            *(x.data_ptr(), address(weight), address(bias), bits(eps), y.data_ptr(), count // size, size),
+        )
+        return y
+
+    def _is_large(self, count: int) -> bool:
+        return count >= LARGE and self._recording is None
+
+    def relu(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return self._curve("relu", x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """x times the normal distribution's share below x."""
+        return self._curve("gelu", x)
+
+    def gelu_tanh(self, x: Tensor) -> Tensor:
+        """The approximation of gelu by tanh."""
+        return self._curve("gelu_tanh", x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """x times its sigmoid."""
+        return self._curve("silu", x)
+
+    def _curve(self, name: str, x: Tensor) -> Tensor:
+        count = x.numel()
+        if self._is_large(count):
+            curve: Callable[[Tensor], Tensor] = getattr(reference, name)
+            return curve(x)
+        x, y = x.contiguous(), self._empty(*x.shape)
+        self._read(x)
+        self._run(f"curve_{name}", self._threads_for(count), x.data_ptr(), y.data_ptr(), count)
+        return y
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) times up."""
+        count = gate.numel()
+        if self._is_large(count):
+            return reference.silu_mul(gate, up)
+        gate, up, y = gate.contiguous(), up.contiguous(), self._empty(*gate.shape)
+        self._read(gate, up)
+        self._run("silu_mul", self._threads_for(count), gate.data_ptr(), up.data_ptr(), y.data_ptr(), count)
+        return y
+
+    # Attention.
+
+    def attention(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+        **options: Any,
+    ) -> Tensor:
+        """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q."""
+        if self._has_many_rows(cache, layer, batch):
+            return reference.attention(q, cache, layer, batch, **options)
+        return self._attend(q.flatten(1), None, None, None, cache, layer, batch, **options).view(q.shape)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        angles: Angles | None,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+        **options: Any,
+    ) -> Tensor:
+        """Rotate q and k by the angles if there are any, write k and v to the cache, and attend: flat rows."""
+        if self._has_many_rows(cache, layer, batch):
+            return reference.attend(q, k, v, angles, cache, layer, batch, **options)
+        return self._attend(q, k, v, angles, cache, layer, batch, **options)
+
+    def _has_many_rows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
+        """Lay out the batch and the layer's places if they are new; many rows of one run are torch's."""
+        self._pass.enter(batch)
+        places = self._layers.get((id(cache), layer))
+        if places is None:
+            places = self._layers[id(cache), layer] = Layer(cache, layer)
+        return self._pass.most_rows >= MANY_QUERIES or places.format is None
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        angles: Angles | None,
+        cache: KVCache,
+        layer: int,
+        batch: Batch,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        slopes: Tensor | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        places = self._layers[id(cache), layer]
+        rows, size = q.shape
+        heads, head_dim = size // places.head_dim, places.head_dim
+        seen = min(window, self._pass.table[3]) if window else self._pass.table[3]
+        # A recorded call serves contexts of any length.
+        threads = self.threads if self._recording is not None else self._threads_for(rows * seen * size * 2)
+        self._pass.turn(angles)
+        q = rows_apart(q)
+        self._read(q, k, v)
+        out = self._empty(rows, size)
+        count = (rows + 4 * threads) * heads * (2 + head_dim + PAGE_SIZE)
+        work = self._scratch(count + rows * size)
+        self._run(
+            (f"place_rows_{places.format}", f"attend_parts_{places.format}", "gather_rows"),
+            threads,
+            *(self._ticket.buffer_info()[0], *row_places(q), *row_places(k), *row_places(v)),
+            *(heads, places.kv_heads, head_dim, places.keys, places.values),
+            *(window or 0, bits(scale), bits(softcap or 0.0), address(slopes), address(sinks)),
+            *(work, work + 4 * count, out.data_ptr(), self._pass.at),
+        )
+        return out

@@ -1,0 +1,174 @@
+"""How kernels are called: their tables and shares, the memory they write to, and whole blocks that run as one call."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from byhand.kernels import native, reference
+from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, contiguous_angles
+from byhand.kernels.cpu.recording import Arena, Block, Recording
+from byhand.kv_cache import Batch, KVCache
+from byhand.weights import FORMATS, Weight
+
+# Rows of one run from which attention is torch's.
+MANY_QUERIES = 32
+# Rows of a pass up to which a block is recorded and run as one call; with more, its kernels are long enough.
+RECORDED_ROWS = 64
+# Multiplications below which waking a second thread costs more than it saves.
+SMALL = 2**16
+
+# Numba's simplest threads cannot be called from two threads at once, and end the process if they are.
+_ONE_AT_A_TIME = Lock()
+
+
+@lru_cache(maxsize=256)
+def bits(number: float) -> int:
+    """A float32 as it stands in a table of int64: in the lower half."""
+    found: int = struct.unpack("<q", struct.pack("<fi", number, 0))[0]
+    return found
+
+
+class Calls:
+    """What the backend's products, norms and attention are called with."""
+
+    def __init__(self, threads: int | None, note: Callable[[str], None] | None, fuse: bool) -> None:
+        self.threads = threads or torch.get_num_threads()
+        self.fuse = fuse
+        self._note = note
+        self._run_list: Callable[[int, int, int], None] | None = None
+        self._machine_code: dict[str, int] = {}
+        self._matrices: dict[int, Matrix] = {}
+        self._layers: dict[tuple[int, int], Layer] = {}
+        self._ticket = array("q", [0])
+        self._work = torch.empty(0)
+        self._pass = Pass()
+        self._arenas = (Arena(), Arena())
+        self._recording: Recording | None = None
+        self.blocks: dict[tuple[int, int, int], Block | None] = {}  # by layer, cache and rows; None: cannot be recorded
+
+    # Kernels and what they work on.
+
+    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Compile what weights of this format and this cache need, unless a run before this one did."""
+        cached = FORMATS[cache_dtype]
+        names = [f"linear_{form}", f"attend_parts_{cached}", "run_list", f"gated_{form}", f"place_rows_{cached}"]
+        names += ["gather_rows", "rms_norm", "layer_norm"]
+        missing = [name for name in names if not native.kernels()[name].is_kept]
+        if missing:
+            if self._note is not None:
+                self._note(f"compiling {len(missing)} kernels for this processor: {native.whether_kept()}")
+            native.compile_kernels(missing)
+
+    def _place_of(self, name: str) -> int:
+        place = self._machine_code.get(name)
+        if place is None:
+            place = self._machine_code[name] = native.kernels()[name].address
+        return place
+
+    def _start(self, at: int, count: int, threads: int) -> None:
+        """Run a list of kernels."""
+        if self._run_list is None:
+            self._run_list = native.kernels()["run_list"].load()
+        with _ONE_AT_A_TIME:
+            self._run_list(at, count, threads)
+
+    def _run(self, names: str | Sequence[str], threads: int, *numbers: int) -> None:
+        """Run kernels one after another over one table of arguments, in so many shares each."""
+        table = array("q", (threads, *numbers))
+        entries = array("q")
+        names = (names,) if isinstance(names, str) else names
+        for name in names:
+            place = self._place_of(name)
+            entries.extend((place, table.buffer_info()[0], threads, 0, 0))
+            if self._recording is not None:
+                self._recording.add(name, place, table)
+        self._start(entries.buffer_info()[0], len(names), threads)
+
+    def _matrix(self, weight: Weight) -> Matrix:
+        matrix = self._matrices.get(id(weight))
+        if matrix is None:
+            matrix = self._matrices[id(weight)] = Matrix(weight)
+        return matrix
+
+    def _empty(self, *shape: int) -> Tensor:
+        """Memory for a result."""
+        return torch.empty(shape) if self._recording is None else self._recording.take(*shape)
+
+    def _scratch(self, count: int) -> int:
+        """The address of `count` float32 to work in, until the next call."""
+        if self._recording is not None:
+            return self._recording.take(count).data_ptr()
+        if self._work.numel() < count:
+            self._work = torch.empty(count)
+        return self._work.data_ptr()
+
+    def _read(self, *activations: Tensor | None) -> None:
+        """Say which activations the next kernel reads."""
+        if self._recording is not None:
+            for x in activations:
+                if x is not None:
+                    self._recording.read(x)
+
+    def _threads_for(self, multiplications: int) -> int:
+        return self.threads if multiplications >= SMALL else 1
+
+    # A whole block.
+
+    def block(
+        self,
+        layer: Callable[..., Tensor],
+        x: Tensor,
+        batch: Batch,
+        cache: KVCache,
+        angles: Angles | None = None,
+    ) -> Tensor:
+        """`reference.block`, with few rows as one call. The result is overwritten by the block after the next."""
+        rows = x.shape[0]
+        if not self.fuse or rows > RECORDED_ROWS:
+            return reference.block(layer, x, batch, cache, angles)
+        self._pass.enter(batch)
+        self._pass.turn(angles)
+        if self._pass.most_rows >= MANY_QUERIES:
+            return reference.block(layer, x, batch, cache, angles)
+        key = (id(layer), id(cache), rows)
+        block = self.blocks.get(key)
+        if block is None or not block.is_of(layer, cache):
+            if block is None and key in self.blocks:
+                return reference.block(layer, x, batch, cache, angles)
+            return self._record(key, layer, x, batch, cache, angles)
+        block.take(x)
+        self._start(block.at, block.count, block.threads)
+        return block.out
+
+    def _record(
+        self,
+        key: tuple[int, int, int],
+        layer: Callable[..., Tensor],
+        x: Tensor,
+        batch: Batch,
+        cache: KVCache,
+        angles: Angles | None,
+    ) -> Tensor:
+        """Run a block kernel by kernel, and keep the list if nothing but kernels made its result."""
+        first, second = self._arenas
+        inside, outside = (second, first) if first.holds(x) else (first, second)
+        inside.restart()
+        if not outside.holds(x):
+            outside.restart()
+            x = outside.take(*x.shape).copy_(x)
+        recording = self._recording = Recording(x, inside)
+        try:
+            out = reference.block(layer, x, batch, cache, angles)
+        finally:
+            self._recording = None
+        recording.read(out)
+        is_whole = recording.is_whole and contiguous_angles(angles) and inside.holds(out)
+        self.blocks[key] = Block(layer, cache, recording, out) if is_whole else None
+        return out if is_whole else out.clone()

@@ -1,0 +1,110 @@
+"""Where things lie: weights, caches and batches as the kernels take them, in addresses, strides and counts."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from byhand.errors import BadRequest
+from byhand.kernels.native.tiles import GROUP
+from byhand.kv_cache import Batch, KVCache
+from byhand.weights import FORMATS, Weight
+
+Angles = tuple[Tensor, Tensor]
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor begins; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def row_places(x: Tensor | None) -> tuple[int, int]:
+    """The address of x's first row, and the bytes from row to row."""
+    if x is None:
+        return 0, 0
+    assert x.stride(1) == 1
+    return x.data_ptr(), 4 * x.stride(0)
+
+
+def rows_apart(x: Tensor) -> Tensor:
+    """x (N, size) with each row in one piece; the rows may lie apart."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+class Matrix:
+    """A weight as kernels take it."""
+
+    __slots__ = ("format", "inner", "numbers", "out", "scales", "stored_in_columns", "weight")
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight  # keeps the memory alive
+        self.out, self.inner = weight.shape
+        self.format = weight.format
+        codes = weight.tensors[0]
+        self.stored_in_columns = not codes.is_contiguous()
+        if self.stored_in_columns and not codes.T.is_contiguous():
+            raise BadRequest(f"a weight of shape {weight.shape} is neither stored by rows nor by columns")
+        self.numbers = codes.data_ptr()
+        self.scales = weight.tensors[1].data_ptr() if len(weight.tensors) > 1 else 0
+        if self.scales:
+            self.inner = -(-self.inner // GROUP) * GROUP
+
+
+class Layer:
+    """One layer's pages as attention takes them."""
+
+    __slots__ = ("cache", "format", "head_dim", "keys", "kv_heads", "values")
+
+    def __init__(self, cache: KVCache, layer: int) -> None:
+        self.cache = cache  # keeps the memory alive
+        keys = cache.keys[layer]
+        self.kv_heads, self.head_dim = keys.shape[2:]
+        self.keys, self.values = keys.data_ptr(), cache.values[layer].data_ptr()
+        self.format = FORMATS.get(keys.dtype)
+
+
+class Pass:
+    """What changes from pass to pass, in a table that stays where it is, so that recorded blocks find it.
+
+    The table: rows, slots, plan, the longest context, cos, sin. The plan (rows, 2) is each row's position and the
+    address of its run's pages.
+    """
+
+    def __init__(self) -> None:
+        self.table = array("q", [0] * 6)
+        self.at = self.table.buffer_info()[0]
+        self.batch: Batch | None = None
+        self.angles: Angles | None = None
+        self.most_rows = 0  # of one run
+
+    def enter(self, batch: Batch) -> None:
+        """Lay out a batch, unless it is the one that lies there already."""
+        if batch is self.batch:
+            return
+        self.batch, starts = batch, batch.query_starts
+        self._pages = array("q", [page for table in batch.page_tables for page in table] or [0])
+        plan, place = array("q"), self._pages.buffer_info()[0]
+        for run, (context, table) in enumerate(zip(batch.context_lens, batch.page_tables, strict=True)):
+            for position in range(context - (starts[run + 1] - starts[run]), context):
+                plan.append(position)
+                plan.append(place)
+            place += 8 * len(table)
+        self._plan = plan
+        self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
+        self.table[0], self.table[1] = len(plan) // 2, batch.slots.data_ptr()
+        self.table[2], self.table[3] = plan.buffer_info()[0], max(batch.context_lens, default=0)
+
+    def turn(self, angles: Angles | None) -> None:
+        """The angles (N, head_dim) of the rows' positions from here on."""
+        if angles is not self.angles:
+            self.angles = angles
+            cos, sin = (0, 0) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
+            self.table[4], self.table[5] = cos, sin
+
+
+def contiguous_angles(angles: Angles | None) -> bool:
+    """Whether the angles lie as the kernels read them."""
+    return angles is None or all(angle.is_contiguous() and angle.dtype == torch.float32 for angle in angles)
