@@ -32,6 +32,13 @@ class Run:
         self._state = state
         weakref.finalize(self, self._engine.retire, state).atexit = False
 
+    @classmethod
+    def borrow(cls, llm: LLM, state: RunState) -> Run:
+        """A view of a run that another owns: when it is garbage, nothing happens to the pages."""
+        view = cls.__new__(cls)
+        view._llm, view._engine, view._state = llm, llm.engine, state
+        return view
+
     # What it is.
 
     @property

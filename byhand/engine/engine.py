@@ -128,7 +128,6 @@ class Engine:
         `others` give their pages up when these runs need them.
         """
         with self.lock:
-            self.collect()
             while waiting := [run for run in runs if run.next_needed is not None]:
                 self._pass_over(waiting, [*waiting, *others])
 
@@ -360,11 +359,14 @@ class Engine:
         self.check_length(run)
         return text + (run.text_state.flush() if run.is_finished else "")
 
+    def longest(self, run: RunState) -> int:
+        """Ids that a run may have."""
+        return min(self.context_length, run.max_length or self.context_length)
+
     def check_length(self, run: RunState, *, only_context: bool = False) -> None:
         """End a run that has all the tokens it may have: the context's, and max_tokens unless `only_context`."""
         limit = None if only_context else run.params.max_tokens
-        longest = min(self.context_length, run.max_length or self.context_length)
-        if len(run.ids) >= longest or (limit is not None and run.generated >= limit):
+        if len(run.ids) >= self.longest(run) or (limit is not None and run.generated >= limit):
             run.finish_reason = FinishReason.LENGTH
 
     def make_step(

@@ -14,6 +14,7 @@ from typing import Any
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState, Snapshot, TextState, Work
 from byhand.errors import BadRequest, PromptError
+from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step
 
 
@@ -22,18 +23,24 @@ def insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
 
     An end-of-sequence token among them does not end the run: who wants that forces it as a step.
     """
-    if not ids:
-        raise PromptError("nothing to insert: the text has no tokens", param="text")
-    room = engine.context_length - len(run.ids)
-    if len(ids) > room:
-        raise PromptError(
-            f"{len(ids)} tokens do not fit: the context of {engine.context_length} has room for {room} more",
-            param="text",
-        )
+    check_insert(engine, run, ids)
     with engine.lock, _or_as_before(engine, run):
         begin_insert(engine, run, ids)
         settle(engine, run)
         return run.steps[-len(ids) :]
+
+
+def check_insert(engine: Engine, run: RunState, ids: Sequence[int]) -> None:
+    """Refuse nothing at all, and more than there is room for."""
+    if not ids:
+        raise PromptError("nothing to insert: the text has no tokens", param="text")
+    longest = engine.longest(run)
+    room = longest - len(run.ids)
+    if len(ids) > room:
+        raise PromptError(
+            f"{len(ids)} tokens do not fit: the context of {longest} has room for {room} more",
+            param="text",
+        )
 
 
 def begin_insert(engine: Engine, run: RunState, ids: Sequence[int]) -> list[Step]:
@@ -111,14 +118,19 @@ def shorten(engine: Engine, run: RunState, length: int) -> None:
 
 def edit(engine: Engine, run: RunState, position: int, token: int) -> list[Step]:
     """Put `token` at `position` and let go of what came after; in the prompt it becomes a prompt token, no Step."""
-    if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < len(run.ids):
-        raise BadRequest(
-            f"`position` is {position!r}; this run's tokens stand at 0 to {len(run.ids) - 1}", param="position"
-        )
+    check_position(run, position)
     with engine.lock, _or_as_before(engine, run):
         begin_edit(engine, run, position, token)
         settle(engine, run)
         return run.steps[position - run.prompt_length :] if position >= run.prompt_length else []
+
+
+def check_position(run: RunState, position: int) -> None:
+    """Refuse what is no place of the run."""
+    if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < len(run.ids):
+        raise BadRequest(
+            f"`position` is {position!r}; this run's tokens stand at 0 to {len(run.ids) - 1}", param="position"
+        )
 
 
 def begin_edit(engine: Engine, run: RunState, position: int, token: int) -> list[Step]:
@@ -154,6 +166,24 @@ def fork(engine: Engine, run: RunState, *, seed: int | None = None, choice: int 
         )
         engine.pager.share(run, twin)
         return twin
+
+
+def refill(
+    engine: Engine,
+    run: RunState,
+    steps: list[Step],
+    step_params: list[SamplingParams],
+    params: SamplingParams,
+    choice: int,
+) -> None:
+    """Give a run that holds only its prompt the steps of an earlier one, as if they had been its own."""
+    run.ids += [step.token.id for step in steps]
+    run.steps, run.step_params, run.params, run.choice = list(steps), step_params, params, choice
+    prompt_ids, ids = run.ids[: run.prompt_length], run.ids[run.prompt_length :]
+    run.text_state, _ = TextState.reread(engine.tokenizer, prompt_ids, ids, params.stop)
+    run.text = "".join(step.text for step in steps)
+    run.kept = None
+    engine.check_length(run)
 
 
 def change_params(engine: Engine, run: RunState, changes: dict[str, Any]) -> None:

@@ -25,6 +25,14 @@ T = TypeVar("T")
 # the Steps that it could make at once.
 Operation = Callable[["Engine", RunState], "list[Step]"]
 
+# Called on the worker's thread right before an operation takes effect, between the events before it and after it.
+Mark = Callable[[], None]
+
+
+def _call(mark: Mark | None) -> None:
+    if mark is not None:
+        mark()
+
 
 class Steered(Ticket):
     """The handle on one such run. `Finished` and `Failed` leave it where it is: it can be rewound and go on.
@@ -43,6 +51,11 @@ class Steered(Ticket):
         """On the worker's thread: hand it its run."""
         self._job = turns.add(Job(self, 0, run, budget=0, settling=settling))
 
+    @property
+    def state(self) -> RunState | None:
+        """The run, while it is open; for the worker's thread alone."""
+        return None if self._job is None or not self.open else self._job.run
+
     def job(self, turns: Turns) -> Job:
         """On the worker's thread: the job, while it is open and nothing is under way that must end first."""
         if self._job is None or self._job.run not in turns.jobs:
@@ -51,7 +64,9 @@ class Steered(Ticket):
             raise BadRequest("the run is still being computed after the last operation", param="run")
         return self._job
 
-    def go(self, count: float = inf, *, until: Until | None = None, force: int | None = None) -> Future[None]:
+    def go(
+        self, count: float = inf, *, until: Until | None = None, force: int | None = None, mark: Mark | None = None
+    ) -> Future[None]:
         """Take `count` tokens, or one of the caller's. Done as soon as it is under way."""
 
         def start(turns: Turns) -> None:
@@ -61,23 +76,27 @@ class Steered(Ticket):
                     f"the run has ended ({job.run.finish_reason}); no step can be taken",
                     hint="rewind, edit or insert to go on",
                 )
+            _call(mark)
             job.remember()
             job.until, job.forced = until, force
             turns.set_going(job, count)
 
         return self._worker.ask(start)
 
-    def pause(self, why: str = "pause") -> Future[None]:
-        """Stand still before the next token; `Paused` says so."""
+    def pause(self, why: str = "pause", *, mark: Mark | None = None) -> Future[None]:
+        """Stand still before the next token; `Paused` says so, or `Finished` where the run has ended."""
 
         def pause(turns: Turns) -> None:
             job = self.job(turns)
-            if not job.run.is_finished:
+            _call(mark)
+            if job.run.is_finished:
+                self.listener(turns.finished(job))
+            else:
                 turns.pause(job, why)
 
         return self._worker.ask(pause)
 
-    def change(self, operation: Operation) -> Future[list[Step]]:
+    def change(self, operation: Operation, *, mark: Mark | None = None) -> Future[list[Step]]:
         """Change the run between two passes: its Steps, when all is computed. If that fails, the run is as before."""
         done: Future[list[Step]] = Future()
 
@@ -87,6 +106,7 @@ class Steered(Ticket):
             job = self.job(turns)
             if job.is_active:
                 turns.pause(job, "pause")
+            _call(mark)
             job.remember()
             try:
                 told = operation(turns.engine, job.run)
@@ -101,7 +121,7 @@ class Steered(Ticket):
         self._worker.post(change, done)
         return done
 
-    def undo(self) -> Future[list[Step]]:
+    def undo(self, *, mark: Mark | None = None) -> Future[list[Step]]:
         """Take the last operation back, whatever it was."""
         done: Future[list[Step]] = Future()
 
@@ -113,6 +133,7 @@ class Steered(Ticket):
                 raise BadRequest("there is nothing to undo", param="op")
             if job.is_active:
                 turns.pause(job, "pause")
+            _call(mark)
             operations.restore(turns.engine, job.run, job.history.pop())
             job.told, job.before, job.done = [], None, done
             turns.settle(job, "changed")

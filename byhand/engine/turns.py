@@ -78,7 +78,7 @@ class Turns:
                 self.end(job, Failed(job.choice, error))
             else:
                 job.run.finish_reason = job.run.finish_reason or FinishReason.ABORT
-                self.end(job, self._finished(job))
+                self.end(job, self.finished(job))
         for choice in sorted(ticket.open):  # those that were never forked
             usage = Usage(0, 0)
             event = Failed(choice, error) if error else Finished(choice, FinishReason.ABORT, None, usage)
@@ -114,7 +114,8 @@ class Turns:
             if ticket.open:
                 self.cancel(ticket)
 
-    def _finished(self, job: Job) -> Finished:
+    def finished(self, job: Job) -> Finished:
+        """How a run that has ended did."""
         run = job.run
         assert run.finish_reason is not None
         usage = Usage(run.prompt_length, run.generated, run.cached)
@@ -259,7 +260,7 @@ class Turns:
         choice = engine.decide(run, job.forced)
         if job.until is not None and job.forced is None and job.passed != len(run.ids):
             assert run.kept is not None
-            why = job.until.before(choice, end_probability(run.kept, engine.stop_ids(run.params), choice))
+            why = job.until.before(choice, end_probability(run.kept, engine.eos_ids | {*run.params.stop_ids}, choice))
             if why is not None:
                 job.passed = len(run.ids)
                 self.pause(job, why)
@@ -278,7 +279,7 @@ class Turns:
             self.pause(job, why or "count")
 
     def _finish(self, job: Job) -> None:
-        event = self._finished(job)
+        event = self.finished(job)
         if not job.is_steered:
             self.end(job, event)
             return

@@ -17,16 +17,17 @@ from byhand.engine.events import Listener
 from byhand.engine.jobs import Job, Ticket
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
-from byhand.engine.state import RecentRows
+from byhand.engine.state import RecentRows, RunState
 from byhand.engine.steered import Steered
 from byhand.engine.turns import Turns
 from byhand.errors import Busy, LimitExceeded, NotServing, PromptTooLong
 
 if TYPE_CHECKING:
     from byhand import LLM
+    from byhand.engine.engine import Engine
     from byhand.sampling.params import SamplingParams
 
-__all__ = ["Steered", "Ticket", "Worker"]
+__all__ = ["Stats", "Steered", "Ticket", "Worker"]
 
 T = TypeVar("T")
 Message = Callable[[Turns], None]
@@ -101,9 +102,18 @@ class Worker:
         return self.submit(ids, SamplingParams(max_tokens=0), listener, read_prompt=top)
 
     def open(
-        self, ids: list[int], params: SamplingParams, listener: Listener, *, read_prompt: int | None = None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        listener: Listener,
+        *,
+        read_prompt: int | None = None,
+        prepare: Callable[[Engine, RunState], None] | None = None,
     ) -> Steered:
-        """A run that is steered: it is computed to its end, and rests."""
+        """A run that is steered: it is computed to its end, and rests.
+
+        `prepare` is called with it on the worker's thread before anything is computed or told.
+        """
         turns, ids = self._checked(ids, params, read_prompt)
         if len(turns.scheduler.waiting) >= self.limits.waiting:
             turns.meter.rejected += 1
@@ -113,6 +123,8 @@ class Worker:
         def begin(turns: Turns) -> None:
             run = turns.open(ids, params, _seed(params), read_prompt)
             run.recent = RecentRows(max(1, min(RECENT_ROWS, RECENT_BYTES // (4 * turns.engine.model.vocab_size))))
+            if prepare is not None:
+                prepare(turns.engine, run)
             ticket.begin(turns, run, "prefilled")
 
         if not self.post(lambda turns: _or_failed(turns, ticket, lambda: begin(turns))):

@@ -1,0 +1,342 @@
+"""What each op of /live does. One function an op: (session, frame, handle); what it raises becomes an error frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from byhand.engine.until import Until
+from byhand.errors import BadRequest
+from byhand.jsonable import step_to_json, token_to_json
+from byhand.sampling.params import SamplingParams
+from byhand.server.live import views
+from byhand.server.live.frames import UNTIL, Frame, FrameError, check_fields
+
+if TYPE_CHECKING:
+    from byhand.engine.engine import Engine
+    from byhand.engine.state import RunState
+    from byhand.llm import LLM
+    from byhand.server.live.session import Handle, Session
+    from byhand.types import Step
+
+Json = dict[str, Any]
+
+TOP = 5
+
+
+# Values of a frame as the engine wants them.
+
+
+def params_of(llm: LLM, said: Json) -> SamplingParams:
+    """What the client says, else what the checkpoint asks for, else OpenAI's default, which samples at 1."""
+    if said.get("n", 1) != 1:
+        raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
+    checked = SamplingParams.from_json(said)
+    if llm.generation_config.get("do_sample"):
+        return llm.checkpoint_params(
+            **{name: getattr(checked, name) for name, value in said.items() if value is not None}
+        )
+    return checked if said.get("temperature") is not None else checked.replace(temperature=1.0)
+
+
+def token_of(llm: LLM, token: str | int, param: str) -> int:
+    """An id, or text that is exactly one token."""
+    return llm.tokenizer.one_token(token) if isinstance(token, str) else llm.check_ids([token], param)[0]
+
+
+def until_of(llm: LLM, said: Json) -> Until:
+    """Breakpoints."""
+    said = check_fields(said, UNTIL, "`until`")
+    token = said.pop("token", None)
+    return Until(token=None if token is None else token_of(llm, token, "until.token"), **said)
+
+
+def prompt_ids(llm: LLM, fields: Json) -> list[int]:
+    """The ids of a prompt or of messages."""
+    return llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
+
+
+# Runs come and go.
+
+
+async def start(session: Session, frame: Frame, handle: Handle) -> None:
+    """A run: prefilled and paused."""
+    llm, fields = session.worker.llm, frame.fields
+    params = params_of(llm, fields.get("params", {}))
+    top = fields.get("top", TOP)
+    ids = await asyncio.to_thread(prompt_ids, llm, fields)
+    tokens = [token_to_json(llm.tokenizer.token(token)) for token in ids]
+    if params.seed is None:
+        from byhand.sampling.dice import fresh_seed
+
+        params = params.replace(seed=fresh_seed())
+    handle.mark, handle.wants_record = frame.id, fields.get("record", False)
+    # The answer stands in the queue before the first event can.
+    values = {"ids": ids, "tokens": tokens, "params": params.to_json()}
+    handle.ticket = session.worker.open(
+        ids,
+        params,
+        session.listener(handle),
+        read_prompt=top or None,
+        prepare=lambda *_: session.answer(frame, "started", handle, values),
+    )
+    await handle.standing.wait()
+
+
+async def load(session: Session, frame: Frame, handle: Handle) -> None:
+    """A record's run, opened live: its Steps are the recorded ones, and it goes on from its end."""
+    from byhand.record import Record
+
+    llm = session.worker.llm
+    record = await asyncio.to_thread(Record.from_json, frame.fields["record"])
+    if record.model.digest != llm.identity.digest:
+        message = (
+            f"the record was made with another model ({record.model.name[:60]!r}), so its numbers are not this one's"
+        )
+        raise FrameError("other_model", message, param="record")
+    llm.check_ids(record.ids, "record.ids")
+    session.limits.check("total_tokens", len(record.ids), param="record")
+    if len(record.ids) > llm.context_length:
+        raise BadRequest(
+            f"the record has {len(record.ids)} tokens; this model reads {llm.context_length}", param="record"
+        )
+    params = record.params.replace(seed=record.params.seed if record.params.seed is not None else record.seed)
+
+    def fill(engine: Engine, run: RunState) -> None:
+        from byhand.engine.operations import refill
+
+        step_params = [record.params_at(step.index).replace(seed=record.seed) for step in record.steps]
+        refill(engine, run, list(record.steps), step_params, params, record.choice)
+        run.finish_reason, run.stop_reason = record.finish_reason, record.stop_reason
+        values = {**views.run_view(llm, run), "steps": [step_to_json(step) for step in run.steps]}
+        session.answer(frame, "started", handle, values)
+
+    handle.mark = frame.id
+    handle.ticket = session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill)
+    await handle.standing.wait()
+
+
+async def stop(session: Session, frame: Frame, handle: Handle) -> None:
+    """End a run at once, whatever it does; its name is forgotten."""
+    handle.mark = frame.id
+    handle.steered().cancel()
+    session.remove_run(handle)
+
+
+async def fork(session: Session, frame: Frame, handle: Handle) -> None:
+    """A second run from here."""
+    at, params = await _wait(handle.steered().look(lambda _, run: (len(run.ids), run.params)))
+    seed = frame.fields.get("seed")
+    if seed is not None:
+        params.replace(seed=seed)
+    twin = session.add_run(handle.name, at)
+    try:
+        twin.ticket = await _wait(handle.steered().fork(session.listener(twin), seed))
+    except BaseException:
+        session.remove_run(twin)
+        raise
+    view = await _wait(twin.ticket.look(lambda _, run: views.run_view(session.worker.llm, run)))
+    session.answer(frame, "forked", twin, {"parent": handle.name, "at": len(view["ids"]), **view})
+    twin.at = len(view["ids"])
+
+
+async def switch(session: Session, frame: Frame, handle: Handle) -> None:
+    """Later frames mean this run when they name none."""
+    session.current = handle.name
+    session.answer(frame, "switched", handle, {})
+
+
+async def resume(session: Session, frame: Frame, handle: None) -> None:
+    """The runs of a connection that was lost, as they were."""
+    handles = await session.live.hand_over(frame.fields["token"], session)
+    runs = []
+    for each in handles:
+        view = await _wait(each.steered().look(lambda _, run: views.run_view(session.worker.llm, run)))
+        runs.append({"run": each.name, "parent": each.parent, "at": each.at, **view})
+    session.answer(frame, "resumed", None, {"runs": runs, "current": session.current})
+
+
+# Tokens.
+
+
+def _marks(handle: Handle, frame: Frame) -> Callable[[], None]:
+    """Events from now on carry this frame's id; done on the worker's thread, in order."""
+
+    def mark() -> None:
+        handle.mark = frame.id
+
+    return mark
+
+
+async def step(session: Session, frame: Frame, handle: Handle) -> None:
+    """Take some tokens."""
+    await _wait(handle.steered().go(frame.fields.get("count", 1), mark=_marks(handle, frame)))
+
+
+async def run(session: Session, frame: Frame, handle: Handle) -> None:
+    """Go on until the end, or until a breakpoint."""
+    until = until_of(session.worker.llm, frame.fields.get("until", {}))
+    await _wait(handle.steered().go(inf, until=until, mark=_marks(handle, frame)))
+
+
+async def force(session: Session, frame: Frame, handle: Handle) -> None:
+    """Take a token of the client's."""
+    token = token_of(session.worker.llm, frame.fields["token"], "token")
+    await _wait(handle.steered().go(1, force=token, mark=_marks(handle, frame)))
+
+
+async def pause(session: Session, frame: Frame, handle: Handle) -> None:
+    """Stand still before the next token."""
+    await _wait(handle.steered().pause(mark=_marks(handle, frame)))
+
+
+# Changes.
+
+
+async def _change(
+    session: Session, frame: Frame, handle: Handle, operation: Callable[[Engine, RunState], list[Step]]
+) -> None:
+    before: list[int] = []
+
+    def change(engine: Engine, run: RunState) -> list[Step]:
+        before.extend(run.ids)
+        return operation(engine, run)
+
+    ticket = handle.steered()
+    await _wait(ticket.change(change, mark=_marks(handle, frame)))
+    await _tell_change(session, frame, handle, before)
+
+
+async def _tell_change(session: Session, frame: Frame, handle: Handle, before: Sequence[int]) -> None:
+    def view(_: Engine, run: RunState) -> Json:
+        same = next((i for i, (a, b) in enumerate(zip(before, run.ids, strict=False)) if a != b), None)
+        kept = min(len(before), len(run.ids)) if same is None else same
+        return views.change_view(run, len(before) - kept)
+
+    session.answer(frame, "changed", handle, await _wait(handle.steered().look(view)))
+
+
+async def insert(session: Session, frame: Frame, handle: Handle) -> None:
+    """Append text or ids."""
+    llm, fields = session.worker.llm, frame.fields
+    if "text" in fields:
+        ids = await asyncio.to_thread(llm.tokenizer.encode_continuation, fields["text"])
+    else:
+        ids = llm.check_ids(fields["ids"], "ids")
+
+    def operation(engine: Engine, run: RunState) -> list[Step]:
+        from byhand.engine.operations import begin_insert, check_insert
+
+        check_insert(engine, run, ids)
+        return begin_insert(engine, run, ids)
+
+    await _change(session, frame, handle, operation)
+
+
+async def edit(session: Session, frame: Frame, handle: Handle) -> None:
+    """Put another token at a position."""
+    token = token_of(session.worker.llm, frame.fields["token"], "token")
+    position = frame.fields["position"]
+
+    def operation(engine: Engine, run: RunState) -> list[Step]:
+        from byhand.engine.operations import begin_edit, check_position
+
+        check_position(run, position)
+        return begin_edit(engine, run, position, token)
+
+    await _change(session, frame, handle, operation)
+
+
+async def rewind(session: Session, frame: Frame, handle: Handle) -> None:
+    """Take tokens back."""
+
+    def operation(engine: Engine, run: RunState) -> list[Step]:
+        from byhand.engine.operations import rewind
+
+        rewind(engine, run, frame.fields.get("count", 1))
+        return []
+
+    await _change(session, frame, handle, operation)
+
+
+async def undo(session: Session, frame: Frame, handle: Handle) -> None:
+    """Take the last operation back."""
+    ticket = handle.steered()
+    before = await _wait(ticket.look(lambda _, run: list(run.ids)))
+    await _wait(ticket.undo(mark=_marks(handle, frame)))
+    await _tell_change(session, frame, handle, before)
+
+
+async def set_params(session: Session, frame: Frame, handle: Handle) -> None:
+    """Other settings for the tokens to come."""
+    said = {name: value for name, value in frame.fields["params"].items() if value is not None}
+    if said.get("n", 1) != 1:
+        raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
+    checked = SamplingParams.from_json(said)
+    ticket = handle.steered()
+    await _wait(ticket.set({name: getattr(checked, name) for name in said}))
+    params = await _wait(ticket.look(lambda _, run: run.params.to_json()))
+    session.answer(frame, "set", handle, {"params": params})
+
+
+# Looks.
+
+
+async def logits(session: Session, frame: Frame, handle: Handle) -> None:
+    """The raw logits before a recent step."""
+    index = frame.fields["index"]
+    view = await _wait(handle.steered().look(lambda _, run: views.logits_view(run, index)))
+    session.answer(frame, "logits", handle, view)
+
+
+async def record(session: Session, frame: Frame, handle: Handle) -> None:
+    """The run's record."""
+    llm = session.worker.llm
+    view = await _wait(handle.steered().look(lambda _, run: views.record_view(llm, run)))
+    session.answer(frame, "record", handle, {"record": view})
+
+
+async def tree(session: Session, frame: Frame, handle: None) -> None:
+    """The runs of this connection, whose forks they are, and what they hold."""
+    handles = [each for each in session.runs.values() if each.ticket is not None]
+
+    def view() -> Json:
+        states = {each.name: state for each in handles if (state := each.steered().state) is not None}
+        return views.pages_view(session.worker.llm.engine, states)
+
+    found = await _wait(session.worker.call(view))
+    runs = [
+        {"run": each.name, "parent": each.parent, "at": each.at, **found["runs"][each.name]}
+        for each in handles
+        if each.name in found["runs"]
+    ]
+    pages = {"held": found["pages"], "shared": found["shared"]}
+    session.answer(frame, "tree", None, {"runs": runs, "pages": pages, "bytes": found["bytes"]})
+
+
+async def _wait(future: Any) -> Any:
+    return await asyncio.wrap_future(future)
+
+
+OPERATIONS: dict[str, Callable[[Any, Frame, Any], Awaitable[None]]] = {
+    "start": start,
+    "load": load,
+    "stop": stop,
+    "fork": fork,
+    "switch": switch,
+    "resume": resume,
+    "step": step,
+    "run": run,
+    "force": force,
+    "pause": pause,
+    "insert": insert,
+    "edit": edit,
+    "rewind": rewind,
+    "undo": undo,
+    "set": set_params,
+    "logits": logits,
+    "record": record,
+    "tree": tree,
+}

@@ -1,0 +1,120 @@
+"""The server's frames, made from what the engine tells. No transport here."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from byhand.engine.state import RunState
+from byhand.errors import BadRequest
+from byhand.jsonable import candidate_to_json, token_to_json, usage_to_json
+from byhand.types import Position
+
+if TYPE_CHECKING:
+    from byhand.engine.engine import Engine
+    from byhand.llm import LLM
+
+Json = dict[str, Any]
+
+
+def model_view(llm: LLM) -> Json:
+    """What a client should know of the model; a folder's path is nobody's business."""
+    return {
+        "name": PurePath(llm.name).name,
+        "type": llm.identity.model_type,
+        "dtype": llm.identity.dtype,
+        "vocab_size": llm.vocab_size,
+        "context_length": llm.context_length,
+        "eos_ids": sorted(llm.eos_ids),
+    }
+
+
+def position_view(at: Position) -> Json:
+    """A prediction after a prompt position."""
+    return {
+        "position": at.position,
+        "token": token_to_json(at.token),
+        "predicted": candidate_to_json(at.predicted),
+        "top": [candidate_to_json(candidate) for candidate in at.top],
+        "actual": None if at.actual is None else candidate_to_json(at.actual),
+        "entropy": at.entropy,
+    }
+
+
+def finish_view(run: RunState) -> Json:
+    """Why a run has ended."""
+    from byhand.types import Usage
+
+    usage = Usage(run.prompt_length, run.generated, run.cached)
+    return {"finish_reason": run.finish_reason, "stop_reason": run.stop_reason, "usage": usage_to_json(usage)}
+
+
+def run_view(llm: LLM, run: RunState) -> Json:
+    """A run as it stands: all that a client needs to show it again."""
+    return {
+        "ids": list(run.ids),
+        "tokens": [token_to_json(llm.tokenizer.token(token)) for token in run.ids],
+        "prompt_length": run.prompt_length,
+        "computed": run.computed,
+        "text": run.text,
+        "params": run.params.to_json(),
+        "finish_reason": run.finish_reason,
+        "stop_reason": run.stop_reason,
+    }
+
+
+def change_view(run: RunState, dropped: int) -> Json:
+    """What an operation left."""
+    return {
+        "ids": list(run.ids),
+        "computed": run.computed,
+        "dropped": dropped,
+        "prompt_length": run.prompt_length,
+        "text": run.text,
+        "finish_reason": run.finish_reason,
+    }
+
+
+def logits_view(run: RunState, index: int) -> Json:
+    """The raw logits that stood before token `index` of the continuation, or before the one to come."""
+    position = run.prompt_length + index
+    row = run.kept if position == len(run.ids) else run.recent.find(position) if run.recent else None
+    if row is None:
+        known = [place - run.prompt_length for place in run.recent.positions] if run.recent else []
+        known += [run.generated] if run.kept is not None else []
+        listed = f"{min(known)} to {max(known)}" if known else "none"
+        raise BadRequest(
+            f"the logits of step {index} are not kept; those of the last steps are: {listed}", param="index"
+        )
+    data = b64encode(row.numpy().astype("<f4").tobytes()).decode()
+    return {"index": index, "dtype": "float32", "shape": [len(row)], "data": data}
+
+
+def pages_view(engine: Engine, runs: dict[str, RunState]) -> Json:
+    """Who holds how many pages, and how many of them others hold too."""
+    page_bytes = engine.cache.page_bytes
+    pool = engine.cache.pool
+    each = {
+        name: {
+            "pages": len(run.pages),
+            "shared": sum(pool.holders(page) > 1 for page in run.pages),
+            "length": len(run.ids),
+            "computed": run.computed,
+            "finish_reason": run.finish_reason,
+        }
+        for name, run in runs.items()
+    }
+    held = {page for run in runs.values() for page in run.pages}
+    shared = sum(sum(page in run.pages for run in runs.values()) > 1 for page in held)
+    return {"runs": each, "pages": len(held), "shared": shared, "bytes": len(held) * page_bytes}
+
+
+def record_view(llm: LLM, run: RunState) -> Json:
+    """The run's record, as `Run.record` makes it."""
+    from byhand.record import Record
+    from byhand.run import Run
+
+    identity = replace(llm.identity, name=PurePath(llm.name).name)
+    return Record.of(Run.borrow(llm, run), identity).to_json()
