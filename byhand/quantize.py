@@ -24,8 +24,8 @@ HIGHEST = {"int8": 127, "int4": 15}
 
 # A group's ends are tried at these shares: to clip its few largest numbers can serve the many others better.
 SHARES = (1.0, 0.9)
-# Numbers worked on at once: 512 KiB of float32, and a dozen such at most.
-BLOCK = 2**17
+# Numbers worked on at once: they stay in a core's cache, and torch starts no threads for so few.
+BLOCK = 2**15
 
 # Groups stand in columns here, (32, groups): so torch works on many groups at once.
 
@@ -101,7 +101,7 @@ def quantize_blocks(weight: Weight, form: str) -> Iterator[tuple[torch.Tensor, t
         block = torch.nn.functional.pad(numbers[start : start + step].float(), (0, missing))
         if not block.isfinite().all():
             raise BadWeights("a weight that is to be quantised holds numbers that are not finite")
-        codes, scales = fit(block.view(-1, GROUP).T.contiguous())
+        codes, scales = fit(block.reshape(-1, GROUP).T.contiguous())
         yield _packed(codes, form).reshape(len(block), -1), scales.bfloat16().T.reshape(len(block), -1)
 
 

@@ -76,8 +76,9 @@ def test_blocks_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @EACH_FORM
-def test_a_transposed_weight_is_turned(form: str) -> None:
-    matrix = torch.randn(64, 40)
+@pytest.mark.parametrize("inner", [40, 64])
+def test_a_transposed_weight_is_turned(form: str, inner: int) -> None:
+    matrix = torch.randn(64, inner)
     turned = quantize(Weight.of(matrix.T.contiguous().T), form)
     assert all(map(torch.equal, turned.tensors, quantize(Weight.of(matrix), form).tensors))
 
