@@ -9,13 +9,14 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test check campaign format help clean
+.PHONY: demo test check campaign bench format help clean
 
 help:
 	@echo "make demo      set up, and see the whole lesson on the model that ships here"
 	@echo "make test      set up, and pass every test"
 	@echo "make check     format, lint, types"
 	@echo "make campaign  the long runs, whose figures stand in docs/"
+	@echo "make bench     this machine's limits, byhand, and the peers that are installed"
 	@echo "make clean     remove .venv and what was built"
 
 demo: $(VENV)/.demo
@@ -31,6 +32,9 @@ check: $(VENV)/.test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+bench: $(VENV)/.demo
+	@$(BIN)/byhand bench $(BENCH)
 
 format: $(VENV)/.test
 	@$(BIN)/ruff format .

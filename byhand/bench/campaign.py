@@ -181,7 +181,7 @@ def identity(plan: Plan) -> results.Entry:
 
 def prepare(plan: Plan) -> None:
     """Convert what the plan's engines want, and measure nothing; who cannot be converted is told."""
-    for contestant in plan.opponents:
+    for contestant in (plan.ours, *plan.opponents):
         try:
             files_for(plan, contestant)
         except EngineFailed as error:
