@@ -28,10 +28,16 @@ Responses = dict[int | str, dict[str, Any]]
 _TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _LINES: Responses = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "a chunk or an error object as JSON, or [DONE]"}},
+    "required": ["data"],
+}
+
 
 def _streamed(model: type[answers.Answer]) -> Responses:
     """An answer in one piece, or its chunks as server-sent events."""
-    return {200: {"model": model, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    return {200: {"model": model, "content": {"text/event-stream": {"schema": _EVENT}}}}
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -69,15 +69,17 @@ def limits_of(service: Service) -> dict[str, dict[str, Any]]:
     }
 
 
+# pydantic leaves bounds that stand behind a validator under its own names.
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+
+
 def _put_limits(node: Any, limits: dict[str, dict[str, Any]]) -> Any:
     if isinstance(node, list):
         return [_put_limits(item, limits) for item in node]
     if not isinstance(node, dict):
         return node
     mark = node.get(MARK)
-    found = {key: _put_limits(value, limits) for key, value in node.items() if key != MARK}
-    if mark == "bias" and "bias" in limits and "patternProperties" in found:
-        found["additionalProperties"] = next(iter(found.pop("patternProperties").values()))
+    found = {BOUNDS.get(key, key): _put_limits(value, limits) for key, value in node.items() if key != MARK}
     return found | (limits.get(mark, {}) if isinstance(mark, str) else {})
 
 

@@ -141,6 +141,9 @@ def params_of(request: Sampling, max_tokens: int | None, logprobs: int | None) -
 async def check_params(llm: LLM, params: SamplingParams) -> None:
     """Refuse ids that the model lacks and constraints that cannot be followed; compiling one takes a thread."""
     params.check_vocabulary(llm.vocab_size)
+    if max(params.stop_ids, default=0) >= llm.vocab_size:
+        message = f"`stop_ids` names token {max(params.stop_ids)}; this model's ids end at {llm.vocab_size - 1}"
+        raise BadRequest(message, param="stop_ids")
     if any(getattr(params, name) for name in CONSTRAINTS):
         try:
             await asyncio.to_thread(llm.engine.grammars.check, params)

@@ -24,6 +24,23 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _boolean(value: object) -> object:
+    """Python takes 0 for False; JSON does not."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("it should be true or false")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("it should be a number")
+    return value
+
+
+Never = Annotated[Literal[False] | None, BeforeValidator(_boolean)]
+Always = Annotated[Literal[True] | None, BeforeValidator(_boolean)]
+
+
 def option(name: str, default: Any = None, note: str = "") -> Any:
     """A field of SamplingParams: its range and its help."""
     info = next(each for each in fields_table() if each.name == name)
@@ -113,7 +130,7 @@ class StreamOptions(Strict):
     """What a stream says beside the text."""
 
     include_usage: bool | None = Field(None, description="a last chunk with the usage and no choices")
-    include_obfuscation: Literal[False] | None = Field(None, description="nothing is padded here")
+    include_obfuscation: Never = Field(None, description="nothing is padded here")
 
 
 class Sampling(Strict):
@@ -156,10 +173,12 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     prompt: Prompt
-    max_tokens: MaxTokens | None = Field(None, description="default 16; 0 needs echo or prompt_logprobs")
+    max_tokens: MaxTokens | None = Field(None, description="default 16; 0 makes none, and only reads the prompt")
     echo: bool | None = Field(None, description="begin the text with the prompt")
     logprobs: Annotated[Whole, Field(ge=0, json_schema_extra=marked("logprobs"))] | None = None
-    best_of: Literal[1] | None = Field(None, description="more than 1 is not supported")
+    best_of: Annotated[Literal[1] | None, BeforeValidator(_number)] = Field(
+        None, description="more than 1 is not supported"
+    )
     suffix: None = Field(None, description="not supported")
 
 
@@ -296,9 +315,9 @@ class ChatRequest(Templated, Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, json_schema_extra=marked("logprobs"))] | None = None
     tool_choice: Literal["none", "auto"] | None = Field(None, description="none leaves the tools out")
-    parallel_tool_calls: Literal[True] | None = Field(None, description="false is not supported")
+    parallel_tool_calls: Always = Field(None, description="false is not supported")
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
-    store: Literal[False] | None = Field(None, description="nothing is stored")
+    store: Never = Field(None, description="nothing is stored")
 
 
 # Routes of our own.
