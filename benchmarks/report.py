@@ -1,12 +1,13 @@
 """Writes the tables of docs/performance.md from results, and the pictures beside it.
 
-python -m benchmarks.report docs/performance.md benchmarks/results/speed*.json
+python -m benchmarks.report docs/performance.md benchmarks/results/*.json
 
 A table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`; all else is people's.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -232,6 +233,22 @@ def profile(entries: list[Entry]) -> str:
     return table(("model", "precision", "", "ms a token", "parts"), rows)
 
 
+def quality(measured: Sequence[Entry]) -> str:
+    """What quantising costs: results of benchmarks/quality.py."""
+    rows = [
+        (model["name"], f"{kind}, {text['tokens']} tokens", name, *_quality(figures))
+        for document in measured
+        for model in document["models"]
+        for kind, text in model["texts"].items()
+        for name, figures in text["variants"].items()
+    ]
+    return table(("model", "text", "weights", "perplexity", "KL from float32, nats", "same best token"), rows)
+
+
+def _quality(figures: Entry) -> Row:
+    return f"{figures['perplexity']:.3f}", f"{figures['kl']:.2g}", f"{figures['same_best']:.1%}"
+
+
 TABLES: dict[str, Callable[[list[Entry]], str]] = {
     "machine": machine,
     "decode": decode,
@@ -245,22 +262,36 @@ TABLES: dict[str, Callable[[list[Entry]], str]] = {
 }
 
 
-def renewed(page: str, entries: list[Entry]) -> str:
+def load(files: Iterable[Path]) -> tuple[list[Entry], list[Entry]]:
+    """The entries of `byhand bench`, and what benchmarks/quality.py measured."""
+    entries: list[Entry] = []
+    measured: list[Entry] = []
+    for file in files:
+        document = json.loads(file.read_bytes())
+        if document.get("format") == results.FORMAT:
+            entries += results.read(file)
+        elif "models" in document:
+            measured.append(document)
+    return entries, measured
+
+
+def renewed(page: str, entries: list[Entry], measured: Sequence[Entry] = ()) -> str:
     """A page whose tables are made anew."""
-    for name, make in TABLES.items():
+    made = {name: make(entries) for name, make in TABLES.items()} | {"quality": quality(measured)}
+    for name, text in made.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, _, rest = page.partition(begin)
         _, found, after = rest.partition(end)
         if found:
-            page = f"{before}{begin}\n\n{make(entries)}\n\n{end}{after}"
+            page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
     return page
 
 
 def main() -> None:
     """Write the tables, and the pictures where matplotlib is installed."""
     page, *files = (Path(word) for word in sys.argv[1:])
-    entries = [entry for file in files for entry in results.read(file)]
-    page.write_text(renewed(page.read_text(encoding="utf-8"), entries), encoding="utf-8")
+    entries, measured = load(files)
+    page.write_text(renewed(page.read_text(encoding="utf-8"), entries, measured), encoding="utf-8")
     try:
         from benchmarks.plots import draw
     except ImportError:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from benchmarks import report
-from byhand.bench import results
 from byhand.bench.run import CONTROL
 
 ROOT = Path(__file__).parents[1]
@@ -50,11 +49,11 @@ def entry(scenario: str, ours: float = 0.01, **more: Any) -> dict[str, Any]:
 
 def test_the_page_is_made_from_the_results() -> None:
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    entries = [each for file in sorted((ROOT / "benchmarks" / "results").glob("speed*.json")) for each in results.read(file)]
+    entries, measured = report.load(sorted((ROOT / "benchmarks" / "results").glob("*.json")))
     marks = [name for name in report.TABLES if f"<!-- {name}: begin -->" in page and f"<!-- {name}: end -->" in page]
     assert marks == list(report.TABLES)
-    made = "run: python -m benchmarks.report docs/performance.md benchmarks/results/speed*.json"
-    assert report.renewed(page, entries) == page, made
+    made = "run: python -m benchmarks.report docs/performance.md benchmarks/results/*.json"
+    assert report.renewed(page, entries, measured) == page, made
 
 
 def test_what_stands_outside_the_marks_stays() -> None:
@@ -116,3 +115,10 @@ def test_pictures_are_the_same_every_time(tmp_path: Path) -> None:
     assert pictures == ["batch.svg", "cold.svg", "context.svg", "decode.svg", "prefill.svg", "profile.svg"]
     for name in pictures:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_quality_stands_beside_speed() -> None:
+    figures = {"perplexity": 11.4264, "kl": 0.019, "same_best": 0.9226}
+    model = {"name": "m", "texts": {"stories": {"tokens": 12, "variants": {"int4": figures}}}}
+    row = report.quality([{"models": [model]}]).splitlines()[-1]
+    assert row == "| m | stories, 12 tokens | int4 | 11.426 | 0.019 | 92.3% |"

@@ -249,8 +249,6 @@ def test_other_commands_flags(refuse: Run, tmp_path: Path) -> None:
     assert "`max_tokens` is 0" in refuse("verify", "x", "--max-tokens", "0")
     assert "invalid choice: 'sing'" in refuse("sing")
     assert "must be a new or an empty folder" in refuse("convert", "byhand-tiny", str(tmp_path.parent))
-    for later in ("quantize",):
-        assert "invalid choice" in refuse(later)
 
 
 # Records

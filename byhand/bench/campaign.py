@@ -31,6 +31,9 @@ MEASURES: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "profile": measure_profile,
 }
 
+# What tells the machine's own entry from the others.
+MACHINE: results.Entry = {"model": "", "precision": "", "scenario": "machine", "options": {}}
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -201,10 +204,7 @@ def probe_machine(threads: int) -> results.Entry:
     with Worker("the matrix probe", threads=threads) as worker:
         rates = worker.ask("probe", threads=threads, matrix=True)
     return {
-        "model": "",
-        "precision": "",
-        "scenario": "machine",
-        "options": {},
+        **MACHINE,
         "when": results.now(),
         "machine": results.machine(threads),
         "summary": {"bandwidth": bandwidth, "matrix": rates},

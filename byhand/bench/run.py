@@ -14,6 +14,7 @@ from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.scenarios import Scenario, prompts
 
 CONTROL = "byhand (control)"
+CONVERSION_LIMIT = 1200.0  # seconds
 
 Tell = Callable[[str], None]
 Burst = dict[str, Any]
@@ -94,15 +95,20 @@ def files_for(plan: Plan, contestant: Contestant) -> Path | None:
         engine = contestant.engine
         python = plan.pythons.get(f"{engine}-convert") or plan.python(engine)
         with written_whole(target) as part, Worker(f"{engine}'s converter", python, plan.threads) as worker:
-            worker.ask(
-                "convert",
-                module=contestant.module,
-                folder=str(plan.source.folder),
-                form=contestant.form,
-                target=str(part),
-                limit=1200,
-            )
+            _convert(plan, contestant, worker, part)
     return target
+
+
+def _convert(plan: Plan, contestant: Contestant, worker: Worker, target: Path) -> None:
+    paths = {"folder": str(plan.source.folder), "target": str(target)}
+    try:
+        worker.ask("convert", module=contestant.module, form=contestant.form, **paths, limit=CONVERSION_LIMIT)
+    except EngineFailed as error:
+        if contestant.engine == OURS:
+            raise
+        peer = PEERS[contestant.engine]
+        needs = f"it needs {peer.converter}; --python {peer.name}-convert=PATH names an interpreter with it"
+        raise EngineFailed(str(error), hint=needs) from error
 
 
 # Opening.
@@ -229,8 +235,7 @@ class Bench:
             answer = worker.ask("burst", **{"continue": True}, new=scenario.new)
         else:
             answer = worker.ask("burst", prompts=tokens, new=scenario.new)
-        worker.settle()
-        return answer
+        return {**answer, "settled": worker.settle()}
 
     def pair(self, opponent: str, round_: int, ours_first: bool) -> None:
         """byhand and an opponent next to each other, between two probes."""

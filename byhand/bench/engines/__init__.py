@@ -78,8 +78,7 @@ class Peer:
     runs: Mapping[str, str]  # what a form really computes with
     families: tuple[str, ...] = ()  # model types it knows; none named: any
     converts: bool = True
-    converter: str = ""  # pip's name of what converts, where that is not the package
-    note: str = ""
+    converter: str = ""  # what must be installed to convert for it, beside the package
     files: Mapping[str, str] = field(default_factory=dict)  # the name of a form's files, where forms share them
 
     def contestants(self, precision: str, kind: str = "decode") -> tuple[str, ...]:
@@ -142,14 +141,18 @@ PEERS: dict[str, Peer] = {
                 "int4": "4-bit weights in groups of 32, activations in 8 bits",
             },
             families=_LLAMAS,
+            converter="onnx-ir and transformers",
         ),
         Peer(
             "ctranslate2",
             "ctranslate2",
             "ctranslate2",
             {"fp32": ("float32",), "int8": ("int8",)},
-            {"float32": "float32", "int8": "8-bit weights by row, activations in 8 bits"},
-            note="it drops llama3's scaling of rotary angles: the same work, other tokens",
+            {
+                "float32": "float32, llama3's rotary scaling dropped",
+                "int8": "8-bit weights by row, activations in 8 bits, llama3's rotary scaling dropped",
+            },
+            converter="transformers",
         ),
     )
 }
