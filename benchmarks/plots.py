@@ -78,7 +78,9 @@ def speeds(family: str, unit: str) -> Callable[[list[Entry]], Any]:
         panels = list(dict.fromkeys((entry["model"], entry["precision"]) for entry in found))
         if not panels:
             return None
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained"
+        )
         for panel, ax in zip(panels, axes[0], strict=True):
             _lines(ax, [entry for entry in found if (entry["model"], entry["precision"]) == panel])
             ax.set_title(" ".join(panel))
@@ -115,7 +117,7 @@ def context(entries: list[Entry]) -> Any:
     models = list(dict.fromkeys((entry["model"], entry["precision"]) for entry in found))
     if not models:
         return None
-    figure, axes = plt.subplots(1, len(models), figsize=(4.2 * len(models), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(models), figsize=(4.2 * len(models), 3.2), squeeze=False, layout="constrained")
     for model, ax in zip(models, axes[0], strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for entry in found:

@@ -83,8 +83,10 @@ class Adapter:
 
     def version(self) -> str:
         """llama-cpp-python's, and what its build uses of the processor."""
-        system = self.api.llama_print_system_info().decode()
-        return f"llama-cpp-python {self.api.__version__} ({system.strip().rstrip('|').strip()})"
+        system = self.api.llama_print_system_info().decode()  # "CPU : SSE3 = 1 | SSSE3 = 1 | ..."
+        facts = (fact.partition("=") for fact in system.partition(":")[2].split("|"))
+        used = " ".join(name.strip() for name, _, value in facts if value.strip() == "1")
+        return f"llama-cpp-python {self.api.__version__} ({used})"
 
 
 def convert(folder: Path, form: str, target: Path) -> None:

@@ -113,7 +113,8 @@ class Adapter:
         """byhand's own, with its options."""
         from byhand import __version__
 
-        return f"byhand {__version__}, {self.llm.model.dtype} weights, cache {self.llm.engine.cache.dtype}"
+        cached = str(self.llm.engine.cache.dtype).removeprefix("torch.")
+        return f"byhand {__version__}, {self.llm.model.dtype} weights, cache in {cached}"
 
 
 def convert(folder: Path, form: str, target: Path) -> None:
