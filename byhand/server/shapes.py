@@ -312,7 +312,7 @@ class ChatRequest(Templated, Sampling):
 
     max_tokens: MaxTokens | None = Field(None, description="default: to the end of the context")
     max_completion_tokens: MaxTokens | None = Field(None, description="the same under its newer name")
-    logprobs: bool | None = None
+    logprobs: bool | None = Field(None, description="add the log-probability of every token, with its bytes")
     top_logprobs: Annotated[Whole, Field(ge=0, json_schema_extra=marked("logprobs"))] | None = None
     tool_choice: Literal["none", "auto"] | None = Field(None, description="none leaves the tools out")
     parallel_tool_calls: Always = Field(None, description="false is not supported")
