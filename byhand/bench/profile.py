@@ -35,7 +35,13 @@ PARTS = {
     "embedding": "embedding",
 }
 # The engine's own work on a token, by the method that does it.
-ENGINE = {"forward": "model", "_logits": "head", "choose": "choice", "make_step": "record", "_read_ending": "text"}
+ENGINE = {
+    "forward": "model in Python",
+    "_logits": "head",
+    "choose": "choice",
+    "make_step": "record",
+    "_read_ending": "text",
+}
 
 
 @dataclass(slots=True)

@@ -111,7 +111,7 @@ PEERS: dict[str, Peer] = {
                 "bf16": "bfloat16 weights and activations in products, float32 sums",
                 "q8_0": "8-bit weights in groups of 32, activations in 8 bits",
                 "q4_0": "4-bit weights in groups of 32 (the head in 6 or 8 bits), activations in 8 bits",
-                "q4_k_m": "4- and 6-bit weights in groups of 256 (5 and 8 where rows do not fit), activations in 8 bits",
+                "q4_k_m": "4- and 6-bit weights in groups of 256 (5 and 8 where rows do not fit), activations in 8",
             },
             families=_LLAMAS,
             converter="gguf",
