@@ -135,7 +135,8 @@ class Turns:
             if run in self.jobs:
                 self._advance(self.jobs[run])
         prefilled = sum(chunk.rows for chunk in computed if chunk.rows > 1)
-        self.meter.passed(prefilled, self.meter.generated_tokens - before, perf_counter() - started)
+        if computed:
+            self.meter.passed(prefilled, self.meter.generated_tokens - before, perf_counter() - started)
 
     def _expire(self, now: float) -> None:
         for job in list(self.jobs.values()):

@@ -1,0 +1,300 @@
+"""The scheduler: fair, bounded, first come first served; and the turns: whatever the company, the same tokens."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byhand import LLM, SamplingParams
+from byhand.engine.events import Event, Failed, Finished, Stepped
+from byhand.engine.jobs import Job, Ticket
+from byhand.engine.limits import Limits
+from byhand.engine.scheduler import Scheduler, schedule
+from byhand.engine.state import RunState
+from byhand.engine.turns import Turns
+from byhand.kv_cache import PAGE_SIZE
+from byhand.pages import PagePool
+from byhand.types import Step
+from tests.conftest import tiny_llama
+
+TIE = 1e-4
+
+
+def bare_run(length: int, computed: int = 0) -> RunState:
+    """A run with nothing but ids."""
+    return RunState([5] * length, length, SamplingParams(seed=0), 0, cast(Any, None), computed=computed)
+
+
+# One pass.
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    max_rows=st.integers(1, 128),
+    mixed_rows=st.integers(1, 128),
+)
+def test_a_pass_is_bounded_and_serves_streams_first(lengths: list[int], max_rows: int, mixed_rows: int) -> None:
+    runs = [bare_run(length) for length in lengths]
+    chunks = schedule(runs, max_rows, mixed_rows)
+    assert sum(chunk.rows for chunk in chunks) <= max_rows
+    assert [chunk.run for chunk in chunks] == [run for run in runs if run in {chunk.run for chunk in chunks}]
+    assert all(chunk.start == 0 and 1 <= chunk.rows <= len(chunk.run.ids) for chunk in chunks)
+    rows = {chunk.run: chunk.rows for chunk in chunks}
+    streams = [run for run in runs if len(run.ids) == 1]
+    longer = [run for run in runs if len(run.ids) > 1]
+    assert all(rows.get(run) == 1 for run in streams[:max_rows])
+    room = (min(max_rows, mixed_rows) if streams else max_rows) - min(len(streams), max_rows)
+    given_out = sum(rows.get(run, 0) for run in longer)
+    assert given_out == max(0, min(room, sum(len(run.ids) for run in longer)))
+    if longer and room > 0:
+        assert rows[longer[0]] >= min(len(longer[0].ids), room // 2)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    long, short = bare_run(1000), bare_run(20)
+    rows = {chunk.run: chunk.rows for chunk in schedule([long, short], 100)}
+    assert rows == {long: 80, short: 20}
+
+
+# Who is let in, and who gives way.
+
+
+def small_scheduler(pages: int = 8, running: int = 3) -> Scheduler:
+    return Scheduler(PagePool(pages, PAGE_SIZE), max_running=running, max_rows=64)
+
+
+def test_first_come_first_served_and_nobody_overtakes() -> None:
+    scheduler = small_scheduler(pages=4)
+    small, huge, tiny = bare_run(20), bare_run(60), bare_run(2)
+    for run in (small, huge, tiny):
+        scheduler.arrive(run)
+    assert scheduler.admit(lambda _: None) == [small]  # the huge one does not fit beside it; the tiny one would
+    assert scheduler.waiting == [huge, tiny]
+    scheduler.leave(small)
+    assert scheduler.admit(lambda _: None) == [huge]
+
+
+def test_places_are_bounded() -> None:
+    scheduler = small_scheduler(pages=100, running=3)
+    runs = [bare_run(2) for _ in range(5)]
+    for run in runs:
+        scheduler.arrive(run)
+    assert scheduler.admit(lambda _: None) == runs[:3]
+    scheduler.leave(runs[1])
+    assert scheduler.admit(lambda _: None) == [runs[3]]
+
+
+def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
+    scheduler = small_scheduler(pages=100, running=3)
+    runs = [bare_run(2) for _ in range(6)]
+    for run in runs:
+        run.pages = [0]
+        scheduler.arrive(run)
+    scheduler.admit(lambda _: None)
+    first, second, third = runs[:3]
+    scheduler.rest(runs[3])
+    scheduler.rest(runs[4])
+    order = []
+    while (victim := scheduler.victim(first)) is not None:
+        victim.pages = []
+        order.append(victim)
+    assert order == [runs[3], runs[4], runs[5], third, second]
+    assert scheduler.waiting == [second, third, runs[5]]  # each at the place of its arrival
+    assert scheduler.preemptions == 2
+    assert scheduler.victim(first) is None
+    third.pages = [0]
+    assert scheduler.admit(lambda _: None) == [second, third]
+    assert scheduler.victim(third) is None  # an older one never gives way to a younger
+
+
+# Turns: many runs on a small cache, no threads.
+
+
+@dataclass
+class Fan:
+    """A ticket's listener that keeps everything, with the turn it came in."""
+
+    turn: Callable[[], int]
+    events: list[Event] = field(default_factory=list)
+    steps: dict[int, list[tuple[int, Step]]] = field(default_factory=lambda: defaultdict(list))
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Stepped):
+            self.steps[event.choice].append((self.turn(), event.step))
+
+    def endings(self) -> list[Event]:
+        return [event for event in self.events if isinstance(event, Finished | Failed)]
+
+
+class Hall:
+    """Turns that are taken by hand."""
+
+    def __init__(self, llm: LLM, mixed_rows: int = 128, **limits: Any) -> None:
+        self.llm = llm
+        self.turns = Turns(llm.engine, Limits(**limits), mixed_rows=mixed_rows)
+        self.taken = 0
+
+    def submit(self, ids: list[int], params: SamplingParams, watch: int | None = None) -> tuple[Ticket, Fan]:
+        fan = Fan(lambda: self.taken)
+        ticket = Ticket(cast(Any, None), params.n, fan)
+        run = self.turns.open(ids, params, params.seed or 0, watch)
+        self.turns.add(Job(ticket, 0, run, followers=params.n - 1))
+        return ticket, fan
+
+    def turn(self) -> None:
+        self.taken += 1
+        self.turns.turn()
+        scheduler = self.turns.scheduler
+        held = {page for job in self.turns.jobs.values() for page in job.run.pages}
+        assert self.llm.engine.cache.pool.in_use == len(held)
+        assert set(self.turns.jobs) == {*scheduler.running, *scheduler.waiting, *scheduler.resting}
+
+    def finish(self) -> None:
+        for _ in range(20_000):
+            if not self.turns.has_work:
+                return
+            self.turn()
+        raise AssertionError("the turns never end")
+
+
+def same_stream(steps: list[Step], alone: list[Step]) -> bool:
+    """The same tokens, up to a tie: two tokens equally likely, or dice that fall on a border, up to rounding."""
+    for step, other in zip(steps, alone, strict=False):
+        if step.token.id != other.token.id:
+            near = min(abs(other.draw.u - other.draw.low), abs(other.draw.u - other.draw.high)) if other.draw else 1.0
+            return min(near, abs(step.logprob - other.logprob)) < TIE
+    return len(steps) == len(alone)
+
+
+def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, int]:
+    """Requests come, wait, are held, cancelled, preempted and chunked at random: (streams compared, preemptions)."""
+    dice = random.Random(seed)
+    llm.engine.max_rows = dice.choice([7, 16, 64, 512])
+    tight = dice.random() < 0.5  # short prompts that grow together until somebody must give way
+    hall = Hall(llm, mixed_rows=dice.choice([4, 16, 128]), running=8 if tight else dice.choice([1, 3, 8]))
+    base = dice.choices(range(2, 384), k=60)
+    tickets: list[tuple[Ticket, Fan, list[int], SamplingParams]] = []
+    cancelled: set[Ticket] = set()
+    while len(tickets) < count or hall.turns.has_work:
+        if len(tickets) < count and dice.random() < 0.4:
+            start = [] if tight else dice.choice([[], base[:40], base[: dice.randint(1, 60)]])
+            ids = [*start, *dice.choices(range(2, 384), k=dice.randint(1, 9 if tight else 50))]
+            params = SamplingParams(
+                temperature=dice.choice([0.0, 1.0]),
+                seed=dice.randint(0, 99),
+                max_tokens=dice.choice([70, 90] if tight else [1, 8, 30]),
+                n=dice.choice([1, 1, 1, 3]),
+                ignore_eos=True,
+            )
+            tickets.append((*hall.submit(ids, params, dice.choice([None, None, 2])), ids, params))
+        if tickets and dice.random() < 0.02:
+            ticket = dice.choice(tickets)[0]
+            cancelled |= {ticket} if ticket.open else set()
+            hall.turns.cancel(ticket)
+        if tickets and dice.random() < 0.1:
+            ticket = dice.choice(tickets)[0]
+            ticket.held = not ticket.held
+            hall.turns.unhold(ticket)
+        if len(tickets) == count and dice.random() < 0.2:
+            for ticket, *_ in tickets:
+                ticket.held = False
+                hall.turns.unhold(ticket)
+        hall.turn()
+    for ticket, *_ in tickets:
+        ticket.held = False
+        hall.turns.unhold(ticket)
+    hall.finish()
+    assert hall.turns.jobs == {}
+    assert llm.engine.cache.pool.in_use == 0
+    compared = 0
+    for ticket, fan, ids, params in tickets:
+        assert sorted(event.choice for event in fan.endings()) == list(range(params.n))
+        assert not any(isinstance(event, Failed) for event in fan.endings())
+        for choice in range(params.n):
+            run = other.start_run(ids, params, seed=params.seed, choice=choice)
+            steps = [step for _, step in fan.steps[choice]]
+            alone = list(run) if ticket not in cancelled else [run.step() for _ in steps]
+            assert same_stream(steps, alone), (seed, choice)
+            compared += 1
+    return compared, hall.turns.scheduler.preemptions
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_streams_do_not_depend_on_company(tiny_folder: Path, kernels: str) -> None:
+    compared = preemptions = 0
+    for seed in range(6):
+        llm = LLM(tiny_folder, cache_tokens=14 * PAGE_SIZE, kernels=kernels)
+        more = random_schedule(llm, LLM(tiny_folder, kernels=kernels), seed, 14)
+        compared, preemptions = compared + more[0], preemptions + more[1]
+    assert compared > 80
+    assert preemptions > 5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_very_many_streams_do_not_depend_on_company(tiny_folder: Path, kernels: str) -> None:
+    for seed in range(100, 250):
+        llm = LLM(tiny_folder, cache_tokens=random.Random(seed).choice([16, 24, 60]) * PAGE_SIZE, kernels=kernels)
+        random_schedule(llm, LLM(tiny_folder, kernels=kernels), seed, 60)
+
+
+def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp_path: Path) -> None:
+    llm = LLM(tiny_llama(tmp_path / "long", max_position_embeddings=4352))
+    hall = Hall(llm, mixed_rows=128)
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    streams = [hall.submit([5 + i] * 10, params)[1] for i in range(3)]
+    for _ in range(3):
+        hall.turn()
+    before = hall.taken
+    rows: list[int] = []
+    forward = llm.engine.forward
+
+    def counting(chunks: Any, **options: Any) -> Any:
+        rows.append(sum(chunk.rows for chunk in chunks))
+        return forward(chunks, **options)
+
+    llm.engine.forward = counting  # type: ignore[method-assign]
+    _, late = hall.submit(random.Random(1).choices(range(2, 384), k=4000), params)
+    while not late.steps[0]:
+        hall.turn()
+    took = hall.taken - before
+    assert took == -(-4000 // 125)
+    assert max(rows) <= 128
+    for fan in streams:
+        turns = [turn for turn, _ in fan.steps[0]]
+        assert turns[: took + 2] == list(range(turns[0], turns[0] + took + 2))  # a token in every turn
+
+
+def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder)
+    hall = Hall(llm)
+    ids = [7] * 100
+    hall.submit(ids, SamplingParams(n=4, max_tokens=40, temperature=1.0, seed=1))
+    hall.turn()
+    hall.turn()
+    assert len(hall.turns.jobs) == 4
+    assert llm.engine.cache.pool.in_use <= 7 + 3  # one prompt, and a last page of each its own
+    _, fan = hall.submit(ids, SamplingParams(max_tokens=2))
+    hall.finish()
+    [ended] = fan.endings()
+    assert isinstance(ended, Finished)
+    assert ended.usage.cached_tokens == 96
+
+
+def test_the_scheduler_and_the_worker_load_no_torch() -> None:
+    code = (
+        "import sys, byhand.engine.scheduler, byhand.engine.worker, byhand.engine.turns; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
