@@ -24,6 +24,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full" -n auto
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full" -n auto --kernels cpu tests/test_models.py
 
 campaign: $(VENV)/.test
 	@HYPOTHESIS_PROFILE=explore $(ONE_THREAD) $(BIN)/python -m pytest -m full -n auto

@@ -21,6 +21,9 @@ from byhand.models import Model, architectures, build
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
+# The backend of models that are opened without a word about it; `pytest --kernels` sets it.
+KERNELS: dict[str, str] = {}
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 # Every family's TINY and its variants: (family, variant) → config.json.
@@ -79,9 +82,9 @@ def rewrite_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def open_model(folder: Path, dtype: str = "auto", kernels: str = "reference") -> Model:
+def open_model(folder: Path, dtype: str = "auto", kernels: str | None = None) -> Model:
     """Build byhand's model of a folder."""
-    return build(open_checkpoint(folder), backend(kernels), dtype)
+    return build(open_checkpoint(folder), backend(kernels or KERNELS.get("tests", "reference")), dtype)
 
 
 def judge(folder: Path) -> PreTrainedModel:

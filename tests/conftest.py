@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+import byhand.llm
 from byhand import LLM
-from tests.checkpoints import CONFIGS, make_checkpoint
+from byhand.kernels import backends
+from tests.checkpoints import CONFIGS, KERNELS, make_checkpoint
 
 torch.set_num_threads(1)
 
@@ -19,6 +21,24 @@ torch.set_num_threads(1)
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--kernels NAME` runs the tests over that backend wherever they name none."""
+    parser.addoption("--kernels", choices=backends(), help="the backend where a test names none")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Models of tests/checkpoints.py, and LLM's "auto", take the backend that was asked for."""
+    chosen = config.getoption("--kernels")
+    if chosen is None:
+        return
+    KERNELS["tests"] = chosen
+    given = byhand.llm.open_kernels
+    byhand.llm.open_kernels = lambda name, *rest, **options: given(  # type: ignore[assignment]
+        chosen if name == "auto" else name, *rest, **options
+    )
+
 
 TEXT = "the quick brown fox jumps over a lazy dog, and then the dog sleeps. one two three: red, green, blue. " * 8
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def test_another_processor_is_another_folder(monkeypatch: pytest.MonkeyPatch) ->
     before = compiled.digest()
     monkeypatch.setattr(compiled._config, "CPU_NAME", "haswell")
     assert compiled.digest() != before
+
+
+def test_kernels_of_other_versions_are_pruned(tmp_path: Path) -> None:
+    day, now = 24 * 3600, time.time()
+    ages = {"a" * 24: 0.1, "b" * 24: 0.5, "c" * 24: 3, "d" * 24: 2, "e" * 24: 9, "f" * 24: 8, "notes": 9}
+    for name, days in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernel.nbc").write_text("")
+        os.utime(tmp_path / name, (now - days * day,) * 2)
+    ours = tmp_path / ("0" * 24)
+    ours.mkdir()
+    compiled.prune(ours)
+    left = {path.name[0] for path in tmp_path.iterdir()}
+    assert left == {"0", "a", "b", "d", "n"}  # ours and three more; what is no cache stays
+
+
+def test_what_was_used_today_is_never_pruned(tmp_path: Path) -> None:
+    for number in range(1, 9):
+        (tmp_path / (str(number) * 24)).mkdir()
+    ours = tmp_path / ("0" * 24)
+    ours.mkdir()
+    compiled.prune(ours)
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 USE = """
