@@ -384,6 +384,7 @@ def test_quick(tiny: checkpoints.Source, tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert [entry["scenario"] for entry in document["entries"]] == ["machine", "decode"]
+    assert document["entries"][1]["summary"]["ours"]["per_second"] > 0
     assert "reads 4096 tokens: context-4096 is left out" in printed.err
     assert [results.key_of(entry) for entry in results.read(out)] == [
         results.key_of(each) for each in document["entries"]

@@ -47,7 +47,6 @@ class Request:
     rounds: int | None = None
     threads: int = 1
     cache: Path = Path()
-    control: bool = True
     pythons: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[str], None] = print
@@ -150,7 +149,6 @@ def _plan(request: Request, source: Source, precision: str, scenario: Scenario, 
         cache=request.cache,
         rounds=request.rounds or scenario.rounds,
         opponents=opponents(peers, precision, source, scenario),
-        control=request.control,
         pythons=request.pythons,
         options=request.options,
         tell=request.tell,

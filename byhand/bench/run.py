@@ -47,7 +47,6 @@ class Plan:
     cache: Path
     rounds: int
     opponents: Sequence[Contestant] = ()
-    control: bool = True
     pythons: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # of byhand's LLM
     tell: Tell = print
@@ -70,7 +69,7 @@ class Plan:
     @property
     def against(self) -> list[Contestant]:
         """Everyone that byhand meets."""
-        return [*([self.twin] if self.control else []), *self.opponents]
+        return [self.twin, *self.opponents]
 
 
 # Files that engines need.
@@ -292,7 +291,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         room = MEMORY_SHARE * free_bytes() - 2 * (folder_bytes(plan.source.folder) + BESIDE_WEIGHTS)
         if not bench.open(plan.ours, stack):
             raise EngineFailed(bench.failures[0]["sentence"])
-        always = [plan.twin.label] if plan.control and bench.open(plan.twin, stack) else []
+        always = [plan.twin.label] if bench.open(plan.twin, stack) else []
         for company in companies_of(sized, room):
             with ExitStack() as inner:
                 bench.play([*always, *(each.label for each in company if bench.open(each, inner))])

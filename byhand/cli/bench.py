@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         description="Measure how fast this machine reads memory and multiplies matrices, then byhand beside every peer "
         "that is installed: each in a process of its own, in short bursts in turn, their times compared pair by pair, "
         "with byhand against itself as the control. Checkpoints of real shapes are made on the spot, with random "
-        "weights. --quick takes byhand alone, on the embedded model, in less than a minute.",
+        "weights. --quick takes byhand beside itself, on the embedded model, in less than a minute.",
     )
     _add_what(parser)
     _add_how(parser)
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is measured (lists with spaces between)")
-    what.add_argument("--quick", action="store_true", help=f"byhand alone: {', '.join(QUICK)}; few rounds")
+    what.add_argument("--quick", action="store_true", help=f"byhand beside itself: {', '.join(QUICK)}; few rounds")
     what.add_argument("-m", "--model", help="a checkpoint of yours: a folder, a hub id or byhand-tiny")
     what.add_argument(
         "--shape",
@@ -155,7 +155,6 @@ def _request(arguments: argparse.Namespace) -> Any:
         rounds=arguments.rounds or (2 if quick else None),
         threads=arguments.threads or os.cpu_count() or 1,
         cache=_cache(arguments.cache),
-        control=not quick,
         pythons=_pairs(arguments.python, "--python", "ENGINE=PATH"),
         options=_options(arguments.llm),
         tell=talk,
