@@ -25,6 +25,7 @@ from byhand.engine.limits import Limits
 from byhand.engine.worker import Worker
 from byhand.record import Record
 from byhand.server.live import Live
+from byhand.server.live.session import Session
 
 PROMPT = "the quick brown fox"
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -561,10 +562,36 @@ def test_a_slow_reader_waits_alone_and_loses_nothing(tiny_folder: Path) -> None:
             begin(quick, [6], params={"max_tokens": 50})
             quick.ask("finished", "run")
             assert quick.steps() == expected(served, [6], 50)
-        assert served.worker.stats().generated_tokens < 40 + 50 + 250
         slow.get("finished")
         assert [f["step"]["index"] for f in slow.seen if f["event"] == "step"] == list(range(250))
         assert slow.steps() == expected(served, [5], 250)
+
+
+def test_a_full_queue_stops_its_own_runs_until_it_is_read(llm: LLM) -> None:
+    limits = Limits(live_queue=16)
+    worker = Worker(llm, limits)
+    worker.opened.result(30)
+
+    async def talk() -> list[Json]:
+        session = Session(Live(worker, limits), worker, limits)
+        params = {**GREEDY, "max_tokens": 200}
+        await session.receive(json.dumps({"op": "start", "prompt": [5], "params": params, "top": 0}))
+        frames: list[Json] = []
+        while not frames or frames[-1]["event"] != "paused":
+            frames.append(await session.outbox.take() or {})
+        await session.receive('{"op": "run"}')
+        await asyncio.sleep(0.5)
+        assert 16 <= len(session.outbox) <= 18
+        assert worker.stats().generated_tokens <= 18
+        assert worker.call(lambda: 7).result(5) == 7
+        while frames[-1]["event"] != "finished":
+            frames.append(await session.outbox.take() or {})
+        session.end()
+        return frames
+
+    frames = asyncio.run(asyncio.wait_for(talk(), 30))
+    assert [frame["step"]["index"] for frame in frames if frame["event"] == "step"] == list(range(200))
+    worker.close()
 
 
 def test_connections_are_limited(llm: LLM) -> None:

@@ -238,7 +238,7 @@ def test_a_listener_that_raises_loses_its_run_alone(worker: Worker) -> None:
     assert worker.stats().pages_used == 0
 
 
-@pytest.mark.parametrize("place", ["token", "decode", "forward", "logits", "open"])
+@pytest.mark.parametrize("place", ["token", "decode", "forward", "head", "logits", "open"])
 def test_a_fault_anywhere_ends_one_run_alone(worker: Worker, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, marked = worker.llm.engine, 333
     if place == "token":
@@ -262,6 +262,20 @@ def test_a_fault_anywhere_ends_one_run_alone(worker: Worker, place: str, monkeyp
             return forward(batch, cache)
 
         monkeypatch.setattr(engine.model, "forward", fail)
+    elif place == "head":
+        over, head, chunks_now = engine.forward, engine._logits, [[]]
+
+        def remember(chunks: Any, **options: Any) -> Any:
+            chunks_now[0] = chunks
+            return over(chunks, **options)
+
+        def fail_late(hidden: Any) -> Any:
+            if any(marked in chunk.run.ids for chunk in chunks_now[0]):
+                raise RuntimeError("inside")
+            return head(hidden)
+
+        monkeypatch.setattr(engine, "forward", remember)
+        monkeypatch.setattr(engine, "_logits", fail_late)
     elif place == "logits":
         choose = engine.choose
         monkeypatch.setattr(engine, "choose", lambda run, *a: 1 / 0 if marked in run.ids else choose(run, *a))
