@@ -116,9 +116,10 @@ class Running(Client):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no run is left and no page is held."""
+        """Whether no run is left and no page is held, once everything that was said has been heard."""
+        self.worker.call(lambda: None).result(30)
         stats = self.worker.stats()
-        return bool(stats.running + stats.waiting + stats.pages_used == 0)
+        return bool(stats.running + stats.waiting + stats.idle + stats.pages_used == 0)
 
 
 def serve(

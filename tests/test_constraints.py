@@ -50,7 +50,7 @@ def test_many_seeds_and_schemas_are_valid(embedded: LLM) -> None:
     schemas = [
         PET,
         {"type": "array", "items": {"type": "integer", "maximum": 999, "minimum": -9}, "minItems": 1, "maxItems": 5},
-        {"type": "object", "properties": {"at": {"type": "string", "format": "date-time"}}, "required": ["at"]},
+        {"type": "object", "properties": {"on": {"type": "string", "format": "date"}}, "required": ["on"]},
         {
             "$ref": "#/$defs/tree",
             "$defs": {"tree": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/tree"}}},

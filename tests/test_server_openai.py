@@ -248,4 +248,5 @@ def test_the_async_client(server: Running) -> None:
     assert all(whole == streamed for whole, streamed in pairs)
     llm = LLM()
     alone = [llm.chat(ASK, SamplingParams(temperature=1, max_tokens=10, seed=seed)) for seed in range(4)]
+    assert len({text for text, _ in pairs}) > 1  # a temperature of 1 where none is given
     assert [text for text, _ in pairs] == [completion.text for completion in alone]  # type: ignore[union-attr]
