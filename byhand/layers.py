@@ -77,8 +77,8 @@ class RMSNorm:
         self.weight = weights.vector("weight", size)
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (..., size) → same shape."""
+    def __call__(self, x: Tensor, *_: object) -> Tensor:
+        """x (..., size) → same shape. What blocks are given besides, batch and cache, is nothing to a norm."""
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
 
@@ -91,8 +91,8 @@ class LayerNorm:
         self.bias = weights.vector("bias", size) if affine else None
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (..., size) → same shape."""
+    def __call__(self, x: Tensor, *_: object) -> Tensor:
+        """x (..., size) → same shape. What blocks are given besides, batch and cache, is nothing to a norm."""
         return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 

@@ -150,6 +150,10 @@ def inverse_frequencies(parameters: RopeParameters, head_dim: int) -> torch.Tens
             return inverse
 
 
+# Rows for which the angles are looked up: with more, to compute them costs less than to keep them.
+FEW = 64
+
+
 class Rotary:
     """Turns positions into the cosines and sines by which queries and keys are rotated."""
 
@@ -158,8 +162,20 @@ class Rotary:
         self.inverse_frequencies = inverse_frequencies(parameters, head_dim).to(device)
         self.attention_factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
 
+        self._known = torch.empty(2, 0, head_dim)
+
     def __call__(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, (N, head_dim) float32 each; the second half of the dimensions repeats the first."""
+        if len(position_ids) > FEW or position_ids.device.type != "cpu":
+            return self.compute(position_ids)
+        longest = max(position_ids.tolist(), default=0)
+        if longest >= self._known.shape[1]:
+            self._known = torch.stack(self.compute(torch.arange(2 * longest + FEW)))
+        cos, sin = self._known.index_select(1, position_ids)
+        return cos, sin
+
+    def compute(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same by the formula; for few rows they are looked up among those of the positions so far."""
         angles = position_ids[:, None].float() * self.inverse_frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor

@@ -283,6 +283,7 @@ class Engine:
             seed=run.seed,
             forced=forced,
             grammars=self.grammars,
+            surveyor=self.model.kernels.survey,
         )
 
     def stop_ids(self, params: SamplingParams) -> frozenset[int]:
@@ -333,7 +334,7 @@ class Engine:
             run.prompt_tokens = tuple(self.tokenizer.token(token) for token in run.ids[: run.prompt_length])
             run.pieces = tuple(token.text for token in run.prompt_tokens)
         follows = run.ids[position + 1] if position + 1 < run.prompt_length else None
-        [row] = look(logits[None], run.watch, [follows])
+        [row] = look(logits[None], run.watch, [follows], self.model.kernels.survey)
         best = tuple(self.candidate(*entry) for entry in row.top)
         actual = None if row.actual is None else self.candidate(*row.actual)
         return Position(position, run.prompt_tokens[position], best[0], best, actual, row.entropy, run.pieces)

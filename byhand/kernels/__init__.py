@@ -10,11 +10,18 @@ from byhand.errors import BadRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from byhand.kv_cache import Batch, KVCache
     from byhand.weights import Weight
+
+
+# Of a row of logits: the best k ids, falling; and over all others the sum of w = exp(logit - highest), and of
+# w · (logit - highest), in float64.
+Survey = tuple["NDArray[np.int64]", float, float]
 
 
 class Kernels(Protocol):
@@ -49,6 +56,9 @@ class Kernels(Protocol):
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
+
+    def survey(self, logits: Tensor, k: int) -> Survey | None:
+        """What logits (vocab,) float32 say before any chain, or None where the sampler's own way is as good."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x (..., size) over its root mean square, times weight (size,)."""

@@ -21,6 +21,7 @@ class Model(Protocol):
     """A model as the engine sees it. N counts the batch's tokens."""
 
     config: Any
+    kernels: Kernels
     vocab_size: int
     context_length: int  # positions 0 to context_length - 1 can be read
     layer_specs: tuple[LayerSpec, ...]

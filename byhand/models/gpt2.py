@@ -169,7 +169,7 @@ class Model:
         x = self.wte(batch.input_ids) + self.wpe(batch.position_ids)
         for layer in self.h:
             x = self.kernels.block(layer, x, batch, cache)
-        return self.ln_f(x)
+        return self.kernels.block(self.ln_f, x, batch, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token: (rows, hidden) → (rows, vocab)."""

@@ -203,7 +203,7 @@ class Model:
         angles = self.rotary(batch.position_ids)
         for layer in self.layers:
             x = self.kernels.block(layer, x, batch, cache, angles)
-        return self.norm(x)
+        return self.kernels.block(self.norm, x, batch, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token: (rows, hidden) → (rows, vocab)."""

@@ -15,7 +15,7 @@ from byhand.sampling import stages
 from byhand.sampling.constraints import Grammars
 from byhand.sampling.dice import draw, throw
 from byhand.sampling.fields import plain
-from byhand.sampling.look import Row, Scored, measure, vector
+from byhand.sampling.look import Row, Scored, Surveyor, measure, vector
 from byhand.sampling.order import Logits, survivors
 from byhand.sampling.params import CONSTRAINTS, SamplingParams, StageFunction, fields_table, stage_name
 from byhand.sampling.stages import History
@@ -166,22 +166,26 @@ def choose(
     forced: int | None = None,
     top: int = TOP,
     grammars: Grammars | None = None,
+    surveyor: Surveyor | None = None,
 ) -> Choice:
     """Choose the token at `position` from raw logits (vocab,), and keep everything there is to know about it.
 
     `ids` are prompt and continuation so far. `forced` names the token instead: the chain still shows what it would
     have made of it, and no dice are thrown. Equal arguments give equal choices: nothing is remembered between calls.
+    `surveyor` is a backend's own way to find the best and the mass of the rest.
     """
     values = vector(logits)
     if forced is not None and not 0 <= forced < len(values):
         raise BadRequest(f"token {forced} cannot be forced; this model's ids end at {len(values) - 1}", param="force")
-    row = measure(values, max(TOP, top, params.logprobs or 0))
+    count = max(TOP, top, params.logprobs or 0)
+    row = measure(values, count, surveyor(logits, count) if surveyor else None)
     links = run_chain(values, History(ids, prompt_length, eos_ids, grammars), params)
     u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
     token, share, log_normalizer = _decide(links, row, u)
     token = token if forced is None else forced
     top_ids = row.top_ids.tolist()
-    ranks = [*range(1, len(top_ids) + 1), row.rank(token)]
+    rank = top_ids.index(token) + 1 if token in top_ids else row.rank(token)
+    ranks = [*range(1, len(top_ids) + 1), rank]
     *best, chosen = _candidates(links, row, [*top_ids, token], ranks, log_normalizer)
     chain = (ChainStage(link.name, link.setting, link.kept, tuple(link.logits[top_ids].tolist())) for link in links)
     return Choice(

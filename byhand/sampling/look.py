@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log
 from typing import NamedTuple
@@ -22,6 +22,12 @@ class Scored(NamedTuple):
     rank: int
     prob: float
     removed_by: str | None = None
+
+
+# The best k ids, falling, ties by the lower id; and over all other tokens the sums of w = exp(logit - highest) and of
+# w · (logit - highest). A backend's kernel makes one of (vocab,) float32 logits and k, or None where it cannot.
+Survey = tuple[Ids, float, float]
+Surveyor = Callable[[torch.Tensor, int], Survey | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +71,39 @@ def vector(logits: torch.Tensor) -> Logits:
     return logits.detach().to("cpu", torch.float32).numpy()
 
 
-def measure(logits: Logits, k: int) -> Row:
-    """Measure a row of finite logits; `k` tokens make the top."""
-    peak = float(logits.max())
+def _check_finite(logits: Logits, peak: float) -> None:
     if not (isfinite(peak) and isfinite(float(logits.min()))):
         bad = int(np.count_nonzero(~np.isfinite(logits)))
         raise ByhandError(
             f"the model produced {bad} logits out of {len(logits)} that are not finite, so no token can be chosen",
             hint="its weights may be damaged, or their dtype too narrow for it",
         )
-    top = best(logits, max(k, 2))
+
+
+def survey(logits: Logits, k: int) -> Survey:
+    """The best k of finite logits, and the mass and the moment of the others: the plain way."""
+    peak = float(logits.max())
+    _check_finite(logits, peak)
+    top = best(logits, k)
     others = logits.copy()
-    others[top[:k]] = np.finfo(np.float32).min  # so far down that its weight is 0
-    tail, tail_moment = exp_moments(others, peak)
-    share, moment = exp_moments(logits[top[:k]], peak)
+    others[top] = np.finfo(np.float32).min  # so far down that its weight is 0
+    return top, *exp_moments(others, peak)
+
+
+def measure(logits: Logits, k: int, found: Survey | None = None) -> Row:
+    """Measure a row of finite logits; `k` tokens make the top. `found`: its survey, if a kernel made one."""
+    top, tail, tail_moment = found or survey(logits, k)
+    values = logits[top]
+    peak = float(values[0])
+    share, moment = exp_moments(values, peak)
+    second = values[1:2] if k > 1 else logits[best(logits, 2)[1:]]
     total = share + tail
     return Row(
         logits=logits,
-        top_ids=top[:k],
+        top_ids=top,
         log_normalizer=peak + log(total),
         entropy=max(log(total) - (moment + tail_moment) / total, 0.0),
-        margin=float(logits[top[0]]) - float(logits[top[1]]) if len(top) > 1 else inf,
+        margin=peak - float(second[0]) if len(second) else inf,
         tail_mass=tail / total,
     )
 
@@ -96,19 +114,27 @@ def scored(row: Row, token: int, rank: int) -> Scored:
     return Scored(token, logprob, rank, exp(logprob))
 
 
-def _look_at_row(logits: Logits, k: int, actual: int | None) -> Look:
-    row = measure(logits, k)
+def _look_at_row(logits: Logits, k: int, actual: int | None, found: Survey | None) -> Look:
+    row = measure(logits, k, found)
     top = tuple(scored(row, token, rank) for rank, token in enumerate(row.top_ids.tolist(), 1))
     follows = None if actual is None else scored(row, actual, row.rank(actual))
     return Look(top, row.entropy, row.margin, row.tail_mass, follows)
 
 
-def look(logits: torch.Tensor, k: int = 10, actual_ids: Sequence[int | None] | None = None) -> list[Look]:
+def look(
+    logits: torch.Tensor,
+    k: int = 10,
+    actual_ids: Sequence[int | None] | None = None,
+    surveyor: Surveyor | None = None,
+) -> list[Look]:
     """Look at every row of (rows, vocab): the same numbers as `choose` gives, without a chain.
 
     `actual_ids` names the token that really follows each row, None where none does. Rows are taken one by one: each
     is a few passes over memory that stays in the processor's cache, and gives the same bits in any batch.
     """
-    rows = logits.detach().to("cpu", torch.float32).numpy()
+    rows = logits.detach().to("cpu", torch.float32)
     follows = [None] * len(rows) if actual_ids is None else actual_ids
-    return [_look_at_row(row, k, actual) for row, actual in zip(rows, follows, strict=True)]
+    return [
+        _look_at_row(row.numpy(), k, actual, surveyor(row, k) if surveyor else None)
+        for row, actual in zip(rows, follows, strict=True)
+    ]

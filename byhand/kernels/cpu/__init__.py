@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from byhand.errors import BadRequest
-from byhand.kernels import reference
-from byhand.kernels.cpu.calls import MANY_QUERIES, Calls, bits
+from byhand.kernels import Survey, reference
+from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import Weight
@@ -26,6 +27,8 @@ FAST_ROWS = 32
 COLUMN_ROWS = 32
 # Numbers from which torch's own threads pay for a norm or a curve.
 LARGE = 2**15
+# The best so many are found in the same reading of the logits.
+MANY_BEST = 64
 
 
 def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -49,7 +52,7 @@ class Cpu(Calls):
     fuse: run each block as one call once it has been recorded.
     """
 
-    rotate, embedding = staticmethod(reference.rotate), staticmethod(reference.embedding)
+    rotate = staticmethod(reference.rotate)
 
     def __init__(
         self,
@@ -167,6 +170,31 @@ class Cpu(Calls):
         else:
             y = reference.linear(x, matrix.weight, bias)
         return y if residual is None else y.add_(residual)
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
+        matrix = self._matrix(weight)
+        rows = len(ids)
+        if rows > RECORDED_ROWS or matrix.stored_in_columns or matrix.inner != weight.shape[1]:
+            return reference.embedding(ids, weight)
+        ids = ids.contiguous()
+        if any(not 0 <= token < matrix.out for token in ids.tolist()):
+            raise IndexError(f"an id is outside 0 to {matrix.out - 1}")
+        y = torch.empty(rows, matrix.inner)
+        place = f"embedding_{matrix.format}"
+        threads = self._threads_for(rows * matrix.inner)
+        self._run(place, threads, ids.data_ptr(), rows, matrix.numbers, matrix.scales, matrix.inner, y.data_ptr())
+        return y
+
+    def survey(self, logits: Tensor, k: int) -> Survey | None:
+        """The best k of logits (vocab,) and the mass of the others, in two readings; None where k is large."""
+        if k > MANY_BEST or k >= len(logits) or logits.dtype != torch.float32 or not logits.is_contiguous():
+            return None
+        ids, results, values = np.empty(k, np.int64), np.empty(3), np.empty(k, np.float32)
+        places = (array.ctypes.data for array in (values, ids, results))
+        self._run("survey", 1, logits.data_ptr(), len(logits), k, *places)
+        is_finite, mass, moment = results.tolist()
+        return (ids, mass, moment) if is_finite else None
 
     # Norms and curves.
 
@@ -299,7 +327,7 @@ class Cpu(Calls):
         q = rows_apart(q)
         self._read(q, k, v)
         out = self._empty(rows, size)
-        count = (rows + 4 * threads) * heads * (2 + head_dim + PAGE_SIZE)
+        count = (rows + 2 * threads) * heads * (2 + head_dim + PAGE_SIZE)
         work = self._scratch(count + rows * size)
         self._run(
             (f"place_rows_{places.format}", f"attend_parts_{places.format}", "gather_rows"),

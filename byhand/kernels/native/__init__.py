@@ -13,7 +13,7 @@ from functools import cache
 from subprocess import DEVNULL, Popen
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import products, rows, team, tiles, vectors
+from byhand.kernels.native import products, rows, survey, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -24,7 +24,8 @@ def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [
         products.add_tails, products.multiply_few, products.multiply_rows, products.share_of,
-        products.linear, products.gated, products.add_rows, products.columns_share, products.linear_columns,
+        products.linear, products.gated, products.embedding,
+        products.add_rows, products.columns_share, products.linear_columns,
     ]  # fmt: skip
     names = {
         "BLOCK": form.block,
@@ -33,13 +34,14 @@ def _products(name: str) -> list[Kernel]:
         "BYTES": vectors.SIZES.get(name, 1),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
-        "one_by_one": tiles.tile(form, 1, 1, 2 if form.scale_bytes else 4),
+        "unpack": tiles.unpacking(form),
+        "one_by_one": tiles.tile(form, 1, 1, 2 if name == "int8" else 4),
         "four_by_two": tiles.tile(form, 4, 2),
         "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),
     }
     scope = specialise(templates, names, name)
-    made = ("linear", "gated", "linear_columns") if name in FLOATS else ("linear", "gated")
+    made = ("linear", "gated", "embedding", *(("linear_columns",) if name in FLOATS else ()))
     return [Kernel(scope[kernel].py_func) for kernel in made]
 
 
@@ -74,7 +76,7 @@ def kernels() -> dict[str, Kernel]:
         *(kernel for name in FORMATS for kernel in _products(name)),
         *(kernel for name in FLOATS for kernel in _attention(name)),
         *(_curve(name) for name in vectors.CURVES),
-        *map(Kernel, (rows.rms_norm, rows.layer_norm, rows.silu_mul, attention_page.gather_rows)),
+        *map(Kernel, (rows.rms_norm, rows.layer_norm, rows.silu_mul, attention_page.gather_rows, survey.survey)),
         Kernel(team.run_list, "void(int64, int64, int64)", parallel=True),
     ]
     return {kernel.name: kernel for kernel in listed}

@@ -17,6 +17,7 @@ from byhand.kernels.native.tiles import FORMATS, mixture, tile
 from byhand.kernels.native.vectors import (
     argument,
     exp,
+    fetch_early,
     fma,
     fraction,
     highest,
@@ -204,6 +205,11 @@ def attend_part(
     for page in range(low // PAGE, (high + PAGE - 1) // PAGE):
         start = integer(table + 8 * page) * PAGE * stride
         first, last = max(low - page * PAGE, 0), min(high - page * PAGE, PAGE)
+        if (page + 1) * PAGE < high:
+            following = integer(table + 8 * page + 8) * PAGE * stride
+            for at in range(0, PAGE * stride, 64):
+                fetch_early(keys + following + at)
+                fetch_early(values + following + at)
         for kv_head in range(kv_heads):
             head, place = kv_head * group, keys + start + kv_head * head_dim * BYTES
             score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim)
@@ -264,7 +270,7 @@ def place_rows(at, share):
     Arguments of all three: shares, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads, head_dim,
     keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and the table of the pass: rows, slots,
     plan, longest context, cos, sin. The plan (rows, 2) is each row's position and the address of its run's pages.
-    `work` holds (rows + 4 · shares) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
+    `work` holds (rows + 2 · shares) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
     """
     shares, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
     cos, sin, scale = argument(here, 4), argument(here, 5), fraction(at, 14)
@@ -285,15 +291,16 @@ def place_rows(at, share):
 
 @inlined
 def parts_for(at):
-    """How many parts each row's context is cut into: enough that the threads end together.
+    """How many parts each row's context is cut into: so many that the threads end together.
 
-    And none so short that putting them together costs more.
+    And none so short that putting them together costs more. One row's parts are as many as the threads, and as long.
     """
     here, shares, window = argument(at, 21), argument(at, 0), argument(at, 13)
     rows, seen = argument(here, 0), argument(here, 3)
     if window > 0:
         seen = min(seen, window)
-    return max(1, min((4 * shares + rows - 1) // rows, seen // 64))
+    wanted = shares if rows == 1 else (2 * shares + rows - 1) // rows
+    return max(1, min(wanted, seen // 32))
 
 
 def attend_parts(at, share):

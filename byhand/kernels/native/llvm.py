@@ -14,7 +14,7 @@ from numba.core import cgutils as _cgutils
 LANES = 16
 
 cgutils: Any = _cgutils  # it has no types
-FLOAT, HALF = ir.FloatType(), ir.HalfType()
+FLOAT, HALF, DOUBLE = ir.FloatType(), ir.HalfType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOATS = ir.VectorType(FLOAT, LANES)
 INTS = ir.VectorType(I32, LANES)
@@ -35,6 +35,13 @@ def spread(builder: Any, value: Any) -> Any:
 def read(builder: Any, address: Any, kind: ir.Type) -> Any:
     """What lies at an address."""
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
+
+
+def fetch_early(builder: Any, address: Any) -> None:
+    """Ask for the line of memory at an address, which need not exist, for one reading and no more."""
+    place = builder.inttoptr(address, I8.as_pointer())
+    # A reading (0) with no locality (0), of data (1): what is read once must not push out what others come back to.
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(0), I32(1)])
 
 
 def call(builder: Any, name: str, result: ir.Type, arguments: list[Any], fastmath: tuple[str, ...] = ()) -> Any:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.tiles import FORMATS, tile
+from byhand.kernels.native.tiles import FORMATS, tile, unpacking
 from byhand.kernels.native.vectors import (
     argument,
     fma,
     highest,
+    integer,
     load_float32,
     one_float32,
     put,
@@ -27,6 +28,7 @@ from byhand.kernels.native.vectors import (
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
 load, one = load_float32, one_float32
 one_by_one = tile(FORMATS["float32"], 1, 1, 4)
+unpack = unpacking(FORMATS["float32"])
 four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
 
 # Bytes of weights that are kept near while many rows pass by: a part of the second cache.
@@ -172,6 +174,20 @@ def gated(at, share):
     for row in range(rows):
         here = 4 * (row * out + start)
         gate_into(y + here, gate + here, stop - start)
+
+
+def embedding(at, share):
+    """y (rows, inner) = the rows of the weights that ids (rows,) name. Arguments: shares, ids, rows, weights, scales,
+    inner, y.
+    """
+    weights, scales, inner, y = argument(at, 3), argument(at, 4), argument(at, 5), argument(at, 6)
+    blocks = inner // BLOCK
+    for row in range(share, argument(at, 2), argument(at, 0)):
+        number, out = integer(argument(at, 1) + 8 * row), y + 4 * row * inner
+        start = weights + number * (blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES)
+        unpack(start, scales + number * blocks * SCALE_BYTES, blocks, out)
+        for place in range(blocks * BLOCK, inner):
+            put(out + 4 * place, one(start + place * BYTES))
 
 
 # Outputs of a column product kept in the processor's first cache while its inputs go by.

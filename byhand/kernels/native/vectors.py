@@ -63,6 +63,12 @@ def stay_apart(builder: Any) -> Any:
     builder.function.attributes.add("noinline")
 
 
+@typed(types.void, _address)
+def fetch_early(builder: Any, address: Any) -> Any:
+    """Ask for the line of memory at an address before it is read."""
+    llvm.fetch_early(builder, address)
+
+
 @typed(types.float32, _address)
 def one_float32(builder: Any, address: Any) -> Any:
     """The number at an address."""
@@ -140,6 +146,18 @@ def put_float16(builder: Any, address: Any, value: Any) -> Any:
     return builder.store(builder.fptrunc(value, llvm.HALF), builder.inttoptr(address, llvm.HALF.as_pointer()), align=2)
 
 
+@typed(types.float64, _address)
+def one_double(builder: Any, address: Any) -> Any:
+    """The float64 at an address."""
+    return llvm.read(builder, address, llvm.DOUBLE)
+
+
+@typed(types.void, _address, types.float64)
+def put_double(builder: Any, address: Any, value: Any) -> Any:
+    """Put one float64 at an address."""
+    return builder.store(value, builder.inttoptr(address, llvm.DOUBLE.as_pointer()), align=8)
+
+
 @typed(types.int64, _address, types.int64)
 def take_ticket(builder: Any, address: Any, count: Any) -> Any:
     """Add to the int64 at an address, whoever else does too; give what was there before."""
@@ -168,6 +186,12 @@ def total(builder: Any, value: Any) -> Any:
 def highest(builder: Any, value: Any) -> Any:
     """The largest lane."""
     return llvm.call(builder, "llvm.vector.reduce.fmax.v16f32", llvm.FLOAT, [value], ("nnan",))
+
+
+@typed(vector, vector, vector)
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of two in each lane."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 @typed(vector, vector, vector, vector)

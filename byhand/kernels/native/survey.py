@@ -1,0 +1,126 @@
+"""What a row of logits says before any chain, in two readings: the best few, and the mass of all the others.
+
+The arguments are as in products.py. Sums of weights are float64; the weights are exponentials in float32, each within
+1e-6 of its value.
+"""
+
+from __future__ import annotations
+
+from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.vectors import (
+    argument,
+    exp,
+    highest,
+    integer,
+    larger,
+    load_float32,
+    one_double,
+    one_float32,
+    put,
+    put_double,
+    put_integer,
+    spread,
+    stay_apart,
+    total,
+)
+
+# Vectors between two looks at the best so far, and between two additions to the float64 sums.
+STRIDE, TURN = 4, 64
+
+
+@inlined
+def insert(logits, at, values, ids, count, k):
+    """Put the number at `at` among the `count` best, falling; an equal one stays before it. Gives the new count."""
+    value = one_float32(logits + 4 * at)
+    place = count if count < k else k - 1
+    while place > 0 and one_float32(values + 4 * (place - 1)) < value:
+        put(values + 4 * place, one_float32(values + 4 * (place - 1)))
+        put_integer(ids + 8 * place, integer(ids + 8 * (place - 1)))
+        place -= 1
+    put(values + 4 * place, value)
+    put_integer(ids + 8 * place, at)
+    return min(count + 1, k)
+
+
+@inlined
+def find_best(logits, size, k, values, ids):
+    """The k largest, falling, ties by the lower place, and their places; gives how many were found."""
+    count, at, width = 0, 0, STRIDE * LANES
+    while at < size:
+        stop = min(at + width, size)
+        if count == k and stop - at == width:
+            peak = load_float32(logits + 4 * at)
+            for part in range(1, STRIDE):
+                peak = larger(peak, load_float32(logits + 4 * (at + LANES * part)))
+            if highest(peak) <= one_float32(values + 4 * (k - 1)):
+                at = stop
+                continue
+        for place in range(at, stop):
+            if count < k or one_float32(logits + 4 * place) > one_float32(values + 4 * (k - 1)):
+                count = insert(logits, place, values, ids, count, k)
+        at = stop
+    return count
+
+
+@inlined
+def is_finite(logits, size):
+    """Whether all are numbers, and none is infinite: zero times anything else is not zero."""
+    zeros = spread(0.0)
+    whole = size // LANES * LANES
+    for at in range(0, whole, LANES):
+        zeros = zeros + load_float32(logits + 4 * at) * spread(0.0)
+    rest = total(zeros)
+    for at in range(whole, size):
+        rest += one_float32(logits + 4 * at) * 0.0
+    return rest == 0.0
+
+
+@inlined
+def add_moments(logits, start, stop, peak, results):
+    """Add to results[1:3] the sums over start:stop of w = exp(logit - peak), and of w · (logit - peak)."""
+    stay_apart()
+    peaks = spread(peak)
+    mass, moment = 0.0, 0.0
+    whole = start + (stop - start) // LANES * LANES
+    for first in range(start, whole, TURN * LANES):
+        masses, moments = spread(0.0), spread(0.0)
+        for at in range(first, min(first + TURN * LANES, whole), LANES):
+            distances = load_float32(logits + 4 * at) - peaks
+            weights = exp(distances)
+            masses = masses + weights
+            moments = moments + weights * distances
+        mass += total(masses)
+        moment += total(moments)
+    for at in range(whole, stop):
+        distance = one_float32(logits + 4 * at) - peak
+        weight = total(exp(spread(distance))) / LANES
+        mass += weight
+        moment += weight * distance
+    put_double(results + 8, one_double(results + 8) + mass)
+    put_double(results + 16, one_double(results + 16) + moment)
+
+
+def survey(at, share):
+    """Arguments: shares (one), logits, size, k, k float32 to work in, ids, results.
+
+    The best k go to ids (k,) int64, falling; to results (3,) float64: 1 if all logits are finite, and over all but the
+    best k the sum of w = exp(logit - highest) and the sum of w · (logit - highest).
+    """
+    logits, size, k = argument(at, 1), argument(at, 2), argument(at, 3)
+    values, ids, results = argument(at, 4), argument(at, 5), argument(at, 6)
+    for place in range(3):
+        put_double(results + 8 * place, 0.0)
+    if is_finite(logits, size):
+        put_double(results, 1.0)
+        found = find_best(logits, size, k, values, ids)
+        start, before, peak = 0, -1, one_float32(values)
+        for _ in range(found + 1):
+            # The next of the best by place: the others lie between them.
+            stop = size
+            for number in range(found):
+                place = integer(ids + 8 * number)
+                if before < place < stop:
+                    stop = place
+            add_moments(logits, start, stop, peak, results)
+            start, before = stop + 1, stop
