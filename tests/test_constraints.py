@@ -50,7 +50,12 @@ def test_many_seeds_and_schemas_are_valid(embedded: LLM) -> None:
     schemas = [
         PET,
         {"type": "array", "items": {"type": "integer", "maximum": 999, "minimum": -9}, "minItems": 1, "maxItems": 5},
-        {"type": "object", "properties": {"on": {"type": "string", "format": "date"}}, "required": ["on"]},
+        {
+            "type": "object",
+            "properties": {"on": {"type": "string", "format": "date"}},
+            "required": ["on"],
+            "additionalProperties": False,
+        },
         {
             "$ref": "#/$defs/tree",
             "$defs": {"tree": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/tree"}}},

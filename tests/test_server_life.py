@@ -29,7 +29,7 @@ LONG: dict[str, Any] = {"prompt": STORY, "max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    yield from served(LLM(), limits=Limits(running=8, waiting=64))
+    yield from served(LLM(), limits=Limits(running=8, waiting=8000))
 
 
 # Clients that hang up.
@@ -76,6 +76,7 @@ def cancelled(server: Running, count: int) -> None:
     gc.collect()
     assert until(lambda: descriptors() <= before + 1), (descriptors(), before)
     assert threading.active_count() <= threads + 8  # the pool of asyncio's own threads may have grown
+    assert server.worker.stats().rejected == 0  # all of them came in
     assert server.post("/v1/completions", prompt=STORY, max_tokens=3).status == 200
 
 
