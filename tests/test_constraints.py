@@ -56,10 +56,7 @@ def test_many_seeds_and_schemas_are_valid(embedded: LLM) -> None:
             "required": ["on"],
             "additionalProperties": False,
         },
-        {
-            "$ref": "#/$defs/tree",
-            "$defs": {"tree": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/tree"}}},
-        },
+        {"type": "array", "maxItems": 4, "items": {"$ref": "#/$defs/t"}, "$defs": {"t": {"enum": [1, "two", None]}}},
         {"type": "string", "pattern": "^[A-Z][a-z]{2,9}( [A-Z][a-z]{2,9})?$"},
     ]
     for schema in schemas:
