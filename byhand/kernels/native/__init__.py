@@ -23,7 +23,7 @@ FORMATS = (*FLOATS, "int8", "int4")
 def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [
-        products.add_tails, products.multiply_few, products.multiply_rows, products.share_of,
+        products.add_tails, products.multiply_one, products.multiply_few, products.multiply_rows, products.share_of,
         products.linear, products.gated, products.embedding,
         products.add_rows, products.columns_share, products.linear_columns,
     ]  # fmt: skip
@@ -35,7 +35,8 @@ def _products(name: str) -> list[Kernel]:
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
         "unpack": tiles.unpacking(form),
-        "one_by_one": tiles.tile(form, 1, 1, 2 if name == "int8" else 4),
+        "one_by_one": tiles.tile(form, 1, 1, 2),
+        "two_by_one": tiles.tile(form, 2, 1, 4 if name == "int4" else 2),
         "four_by_two": tiles.tile(form, 4, 2),
         "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),

@@ -1,19 +1,23 @@
 """How LLVM is asked for arithmetic on sixteen float32 at once: what vectors.py and tiles.py are written with.
 
 Everything is LLVM's generic vector arithmetic, which it lowers to AVX-512, to two AVX2 registers or to four NEON
-ones alike; nothing here names a processor. Memory is named by addresses (int64, bytes); reading needs no alignment.
+ones alike; only `choose_from` names a processor, and is used on no other. Memory is named by addresses (int64, bytes);
+reading needs no alignment.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+import numba
+from llvmlite import binding, ir
 from numba.core import cgutils as _cgutils
 
 LANES = 16
 
-cgutils: Any = _cgutils  # it has no types
+# What Numba's published types leave out.
+cgutils: Any = _cgutils
+numba_config: Any = numba.config
 FLOAT, HALF, DOUBLE = ir.FloatType(), ir.HalfType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOATS = ir.VectorType(FLOAT, LANES)
@@ -62,6 +66,23 @@ def total(builder: Any, a: Any) -> Any:
     return call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [FLOAT(0.0), a], ("reassoc",))
 
 
+def _has(feature: str) -> bool:
+    """Whether the processor that Numba compiles for has a feature."""
+    if numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None:
+        return f"+{feature}" in str(numba_config.CPU_FEATURES or "").split(",")
+    return bool(binding.get_host_cpu_features().get(feature))
+
+
+# The one instruction that is asked for by a processor's own name: AVX-512's choice of sixteen numbers by the lower four
+# bits of sixteen lanes. It is a whole code book in one step; without it tiles.py converts and scales the codes.
+HAS_CODE_BOOKS = _has("avx512f")
+
+
+def choose_from(builder: Any, book: Any, codes: Any) -> Any:
+    """book[code & 15] for the code in each lane."""
+    return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, [book, codes])
+
+
 # How a format's numbers become float32. Each takes an address and gives one vector.
 
 
@@ -94,6 +115,13 @@ def load_int4(builder: Any, address: Any) -> list[Any]:
     wide = builder.zext(read(builder, address, ir.VectorType(I8, LANES)), INTS)
     halves = builder.and_(wide, all_lanes(I32, 15)), builder.lshr(wide, all_lanes(I32, 4))
     return [builder.sitofp(half, FLOATS) for half in halves]
+
+
+def load_int4_by_book(builder: Any, address: Any, line: list[Any]) -> list[Any]:
+    """The 32 numbers of a group of int4 with its scale and offset: all sixteen that can be are made first."""
+    book = fma(builder, ir.Constant(FLOATS, list(map(float, range(LANES)))), *line)
+    wide = builder.zext(read(builder, address, ir.VectorType(I8, LANES)), INTS)
+    return [choose_from(builder, book, codes) for codes in (wide, builder.lshr(wide, all_lanes(I32, 4)))]
 
 
 def load_scale(builder: Any, address: Any) -> list[Any]:

@@ -27,7 +27,7 @@ from byhand.kernels.native.vectors import (
 # Set by the maker of each format's kernels; these are float32's.
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
 load, one = load_float32, one_float32
-one_by_one = tile(FORMATS["float32"], 1, 1, 4)
+one_by_one, two_by_one = tile(FORMATS["float32"], 1, 1, 4), tile(FORMATS["float32"], 2, 1, 2)
 unpack = unpacking(FORMATS["float32"])
 four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
 
@@ -92,13 +92,28 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
             put(place, value)
 
 
+def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y):
+    """One row of activations: weight rows two by two, the two far apart, so that memory is read in two streams."""
+    stay_apart()
+    pairs = (stop - start) // 2
+    for column in range(start, start + pairs):
+        w, s = weights + column * stride, scales + column * scale_stride
+        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 4 * pairs)
+    for column in range(start + 2 * pairs, stop):
+        w, s = weights + column * stride, scales + column * scale_stride
+        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0)
+
+
 def multiply_few(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
     """`multiply_rows` for at most four rows, each weight read once."""
     stay_apart()
     blocks = inner // BLOCK
     stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
     scale_stride = SCALE_BYTES * blocks
-    whole = start + (stop - start) // 4 * 4 if rows > 1 else start
+    if rows == 1:
+        multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y)
+        return
+    whole = start + (stop - start) // 4 * 4
     for column in range(start, whole, 4):
         w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
         if rows == 4:
@@ -107,11 +122,9 @@ def multiply_few(weights, scales, start, stop, inner, x, x_stride, rows, y, y_st
             four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
         else:
             four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
-    for column in range(whole, stop):
-        w, s = weights + column * stride, scales + column * scale_stride
-        for row in range(rows):
-            here, out = x + row * x_stride, y + 4 * column + row * y_stride
-            one_by_one(w, stride, s, scale_stride, here, x_stride, blocks, out, y_stride)
+    for row in range(rows):
+        here, out = x + row * x_stride, y + row * y_stride
+        multiply_one(weights, scales, whole, stop, blocks, stride, scale_stride, here, out)
 
 
 def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
