@@ -244,9 +244,58 @@ def test_streams_do_not_depend_on_company(tiny_folder: Path, kernels: str) -> No
 @pytest.mark.full
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])
 def test_very_many_streams_do_not_depend_on_company(tiny_folder: Path, kernels: str) -> None:
-    for seed in range(100, 250):
+    for seed in range(100, 140):
         llm = LLM(tiny_folder, cache_tokens=random.Random(seed).choice([16, 24, 60]) * PAGE_SIZE, kernels=kernels)
         random_schedule(llm, LLM(tiny_folder, kernels=kernels), seed, 60)
+
+
+# The embedded model: prompts that share beginnings, run alone and in company.
+
+
+def sharing_prompts(llm: LLM, count: int) -> list[list[int]]:
+    """Prompts of 1 to 250 tokens; most begin as others do."""
+    dice = random.Random(1)
+    stories = [llm.encode(f"Once upon a time, {who} went to the wood. " * 20) for who in ("Tom", "a fox", "the king")]
+    return [
+        [*dice.choice(stories)[: dice.randint(1, 200)], *dice.choices(range(10, llm.vocab_size), k=dice.randint(0, 50))]
+        for _ in range(count)
+    ]
+
+
+def alike_in_company(count: int, tokens: int, company_sizes: list[int]) -> None:
+    """The same ids at every number of running, on a cache too small for them, with pages torn away besides."""
+    alone, llm = LLM(), LLM(cache_tokens=640)
+    asked = [
+        (ids, SamplingParams(temperature=float(seed % 2), seed=seed, max_tokens=tokens, ignore_eos=True))
+        for seed, ids in enumerate(sharing_prompts(llm, count))
+    ]
+    expected = [[step.token.id for step in alone.start(ids, params)] for ids, params in asked]
+    llm.engine.max_rows = 64
+    for running in company_sizes:
+        dice = random.Random(running)
+        hall = Hall(llm, mixed_rows=running + 20, running=running)
+        fans = [hall.submit(ids, params)[1] for ids, params in asked]
+        torn = 0
+        while hall.turns.has_work:
+            hall.turn()
+            if hall.turns.scheduler.running and dice.random() < 0.03:
+                llm.engine.release(dice.choice(hall.turns.scheduler.running))
+                torn += 1
+        ids = [[step.token.id for _, step in fan.steps[0]] for fan in fans]
+        differ = [number for number, (one, other) in enumerate(zip(ids, expected, strict=True)) if one != other]
+        assert differ == [], (running, differ)
+        assert torn > 0
+        assert hall.turns.meter.cached_tokens > 0
+        assert running < 16 or hall.turns.scheduler.preemptions > 0
+
+
+def test_the_same_tokens_alone_and_in_company() -> None:
+    alike_in_company(24, 24, [1, 16])
+
+
+@pytest.mark.full
+def test_the_same_tokens_alone_and_in_company_of_200() -> None:
+    alike_in_company(200, 64, [1, 4, 16, 32])
 
 
 def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp_path: Path) -> None:

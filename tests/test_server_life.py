@@ -8,19 +8,23 @@ import os
 import pkgutil
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from byhand import LLM, SamplingParams
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
 from byhand.server.line import describe
+from tests.conftest import tiny_llama
 from tests.serving import Process, Running, byhand_serve, ended, served, until
 
 STORY = "Once upon a time"
@@ -29,7 +33,7 @@ LONG: dict[str, Any] = {"prompt": STORY, "max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    yield from served(LLM(), limits=Limits(running=8, waiting=8000))
+    yield from served(LLM(), limits=Limits(running=8, waiting=8000, resume_seconds=0.2))
 
 
 # Clients that hang up.
@@ -48,9 +52,24 @@ def kinds() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def hang_up_live(server: Running, generator: random.Random) -> None:
+    """A steered run, whose client says goodbye, or just is not there any more."""
+    with connect(f"ws://127.0.0.1:{server.port}/live", max_size=None, close_timeout=1) as live:
+        prompt = generator.choice([STORY, "the cat and the dog " * 200])
+        live.send(json.dumps({"op": "start", "prompt": prompt, "params": {"ignore_eos": True}}))
+        for op in generator.choice([(), ("run",), ("run", "fork"), ("step", "rewind", "run")]):
+            live.send(json.dumps({"op": op}))
+        time.sleep(generator.choice([0, 0.02, 0.1, 0.3]) * generator.random())
+        if generator.random() < 0.5:
+            live.socket.shutdown(socket.SHUT_RDWR)
+
+
 def hang_up(server: Running, number: int) -> None:
     """Ask for something long and hang up at some moment: at once, while it waits or reads, in the middle."""
     generator = random.Random(number)
+    if number % 5 == 4:
+        hang_up_live(server, generator)
+        return
     path, body = kinds()[number % len(kinds())]
     with server.opened(path, {**body, "seed": number} if path != "/read" else body) as connection:
         time.sleep(generator.choice([0, 0.002, 0.02, 0.1, 0.3]) * generator.random())
@@ -73,6 +92,8 @@ def cancelled(server: Running, count: int) -> None:
         list(pool.map(lambda number: hang_up(server, number), range(count)))
     assert until(lambda: server.is_empty), server.worker.stats()
     assert until(lambda: not server.server.server_state.tasks), server.server.server_state.tasks
+    assert until(lambda: not server.server.server_state.connections)
+    assert server.server.live.connections == 0
     gc.collect()
     assert until(lambda: descriptors() <= before + 1), (descriptors(), before)
     assert threading.active_count() <= threads + 8  # the pool of asyncio's own threads may have grown
@@ -116,6 +137,52 @@ def test_one_that_waits_can_hang_up_too(narrow: Running) -> None:
     assert until(lambda: narrow.worker.stats().waiting == 0)
     assert narrow.worker.stats().running == 1
     first.close()
+
+
+# A long prompt beside streams.
+
+
+@pytest.fixture
+def long_reader(tmp_path: Path) -> Iterator[Running]:
+    yield from served(LLM(tiny_llama(tmp_path / "long", max_position_embeddings=4352)))
+
+
+def test_a_prompt_of_4000_tokens_stalls_no_stream(long_reader: Running) -> None:
+    """While it is read every pass has a row of each stream too, and their clients go on getting tokens."""
+    engine, passes = long_reader.worker.llm.engine, list[list[int]]()
+    forward = engine.forward
+
+    def noting(chunks: Any, **options: Any) -> Any:
+        passes.append([chunk.rows for chunk in chunks])
+        return forward(chunks, **options)
+
+    engine.forward = noting
+    asked = {"max_tokens": 4000, "ignore_eos": True, "stream": True}
+    streams = [long_reader.opened("/v1/completions", {"prompt": [5 + i] * 10, **asked}) for i in range(3)]
+    heard = [0] * 3
+
+    def listen(number: int) -> None:
+        with suppress(OSError):
+            while data := streams[number].recv(65536):
+                heard[number] += data.count(b"data: ")
+
+    threads = [threading.Thread(target=listen, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    assert until(lambda: min(heard) > 3)
+    before = list(heard)
+    prompt = random.Random(1).choices(range(2, 384), k=4000)
+    answer = long_reader.post("/v1/completions", prompt=prompt, max_tokens=1)
+    during = [after - number for after, number in zip(heard, before, strict=True)]
+    for connection in streams:
+        connection.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+    assert answer.json["usage"]["prompt_tokens"] == 4000
+    chunks = [rows for rows in passes if max(rows) > 1 and sum(rows) > 30]
+    assert len(chunks) >= 4000 // 128
+    assert all(sum(rows) <= 128 and sorted(rows)[:3] == [1, 1, 1] for rows in chunks)
+    assert min(during) >= 4000 // 128 - 3  # as many tokens as passes, up to what is still on its way
 
 
 # A fault ends one request alone.

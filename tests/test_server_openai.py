@@ -232,8 +232,10 @@ def test_a_full_server_says_when_to_come_back(client: OpenAI, server: Running, r
 
 
 def test_the_async_client(server: Running) -> None:
+    tell: Any = [{"role": "user", "content": "Tell me a story."}]
+
     async def one(client: AsyncOpenAI, seed: int) -> tuple[str, str]:
-        asked: Any = {"model": MODEL, "messages": ASK, "max_tokens": 10, "seed": seed}
+        asked: Any = {"model": MODEL, "messages": tell, "max_tokens": 10, "seed": seed}
         answer = await client.chat.completions.create(**asked)
         stream = await client.chat.completions.create(**asked, stream=True)
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
@@ -247,6 +249,6 @@ def test_the_async_client(server: Running) -> None:
     pairs = asyncio.run(all_of_them())
     assert all(whole == streamed for whole, streamed in pairs)
     llm = LLM()
-    alone = [llm.chat(ASK, SamplingParams(temperature=1, max_tokens=10, seed=seed)) for seed in range(4)]
+    alone = [llm.chat(tell, SamplingParams(temperature=1, max_tokens=10, seed=seed)) for seed in range(4)]
     assert len({text for text, _ in pairs}) > 1  # a temperature of 1 where none is given
     assert [text for text, _ in pairs] == [completion.text for completion in alone]  # type: ignore[union-attr]

@@ -23,14 +23,14 @@ def server(tiny_folder: Path) -> Iterator[Running]:
     yield from served(LLM(tiny_folder), rules=Rules(api_key=KEY))
 
 
-def run(server: Running, examples: int, phases: str, seed: int = 1) -> str:
-    """schemathesis' own report; it ends with 0 where nothing failed."""
+def run(server: Running, folder: Path, examples: int, phases: str, seed: int = 1) -> str:
+    """schemathesis' own report; it ends with 0 where nothing failed. What it keeps for itself goes to `folder`."""
     st = Path(sys.executable).parent / "st"
     done = subprocess.run(
         [
             str(st),
             "--config-file",
-            "schemathesis.toml",
+            str(CONFIG / "schemathesis.toml"),
             "run",
             f"http://127.0.0.1:{server.port}/openapi.json",
             *("--header", f"Authorization: Bearer {KEY}"),
@@ -44,7 +44,7 @@ def run(server: Running, examples: int, phases: str, seed: int = 1) -> str:
             "--continue-on-failure",
             "--no-color",
         ],
-        cwd=CONFIG,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -56,14 +56,14 @@ def run(server: Running, examples: int, phases: str, seed: int = 1) -> str:
     return report
 
 
-def test_the_document_is_kept(server: Running) -> None:
-    run(server, 5, "examples,coverage,fuzzing")
+def test_the_document_is_kept(server: Running, tmp_path: Path) -> None:
+    run(server, tmp_path, 5, "examples,coverage,fuzzing")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(3))
-def test_the_document_is_kept_for_long(server: Running, seed: int) -> None:
-    run(server, 200, "examples,coverage,fuzzing,stateful", seed)
+def test_the_document_is_kept_for_long(server: Running, tmp_path: Path, seed: int) -> None:
+    run(server, tmp_path, 200, "examples,coverage,fuzzing,stateful", seed)
 
 
 def test_the_document_knows_the_models_limits(server: Running) -> None:

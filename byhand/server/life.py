@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             "host": settings.host,
             "port": settings.port,
             "http": TimedProtocol,
-            "ws_max_size": worker.limits.body_bytes,
+            "ws_max_size": 4 * worker.limits.body_bytes,  # up to here a frame that is too large is told so
             "log_config": None,
             "access_log": False,
             "server_header": False,
