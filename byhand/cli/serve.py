@@ -147,6 +147,15 @@ def command(arguments: argparse.Namespace) -> int:
         worker.close()
 
 
+def _why(failed: BaseException) -> str:
+    """What the system says of an address, without the traceback that led to it."""
+    cause = failed.__context__
+    if not isinstance(cause, OSError):
+        return "it may be in use"
+    known = cause.errno is not None and cause.errno > 0
+    return (os.strerror(cause.errno) if known else cause.strerror or "it may be in use").lower()  # type: ignore[arg-type]
+
+
 def _serve(arguments: argparse.Namespace, worker: Worker, name: str, rules: Rules) -> int:
     import signal
     from contextlib import nullcontext
@@ -159,8 +168,8 @@ def _serve(arguments: argparse.Namespace, worker: Worker, name: str, rules: Rule
     with LiveLine(worker) if arguments.log == "none" else nullcontext():
         try:
             server.run()
-        except SystemExit:
-            raise UsageError(f"{arguments.host}:{arguments.port} cannot be listened on; is it in use?") from None
+        except SystemExit as failed:  # uvicorn's way to say that it cannot bind
+            raise UsageError(f"{arguments.host}:{arguments.port} cannot be listened on: {_why(failed)}") from None
     if worker.failure is not None:
         raise worker.failure
     print(end="", file=sys.stderr, flush=True)

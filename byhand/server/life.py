@@ -6,6 +6,7 @@ While it drains the server still answers, with 503: a load balancer hears it, an
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Server(uvicorn.Server):
             "port": settings.port,
             "http": TimedProtocol,
             "ws_max_size": 4 * worker.limits.body_bytes,  # up to here a frame that is too large is told so
+            "ws_per_message_deflate": False,  # a third of a megabyte for each connection, and time for each token
             "log_config": None,
             "access_log": False,
             "server_header": False,
@@ -75,8 +77,13 @@ class Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def startup(self, sockets: Any = None) -> None:
-        """Bind, and say where."""
-        await super().startup(sockets)
+        """Bind, and say where; whoever called says it when that fails."""
+        talk = logging.getLogger("uvicorn.error")
+        talk.disabled = True
+        try:
+            await super().startup(sockets)
+        finally:
+            talk.disabled = False
         self._ready(self.url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -1,0 +1,304 @@
+"""Many streams at once: byhand's server, its engine alone, llama-cpp-python's server, transformers' own batching.
+
+    python -m benchmarks.serving --streams 1 4 8 16 32
+    python -m benchmarks.serving --model FOLDER --gguf FILE --peers PYTHON --out benchmarks/results/serving/NAME.json
+
+Every contestant lives in a process of its own and waits while another is measured. A burst is `--streams` clients that
+ask in the same moment, each for `--tokens` greedy tokens after a prompt of its own that no other shares. For every
+number of streams each contestant has a burst that is not counted, then `--rounds` that are, in turns; the median
+counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+WORDS = [
+    "red",
+    "blue",
+    "cat",
+    "dog",
+    "runs",
+    "sleeps",
+    "under",
+    "over",
+    "tree",
+    "happy",
+    "river",
+    "stone",
+    "and",
+    "then",
+]
+PROMPT_WORDS = 48
+COLUMNS = ("tokens/s", "first token p50", "first token p99", "gap p50", "gap p99")
+
+Stamps = list[float]  # seconds since the burst began, one for each token or chunk
+Burst = Callable[[Sequence[str], int], list[Stamps]]
+
+
+def prompts(count: int, seed: int) -> list[str]:
+    """Texts that have nothing in common."""
+    dice = random.Random(seed)
+    return [" ".join(dice.choices(WORDS, k=PROMPT_WORDS)) for _ in range(count)]
+
+
+def at_percent(values: Sequence[float], percent: float) -> float:
+    """The value below which so many percent lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def figures(streams: list[Stamps], tokens: int) -> dict[str, float]:
+    """What one burst says: tokens a second in all, milliseconds otherwise."""
+    firsts = [stamps[0] * 1e3 for stamps in streams]
+    gaps = [(b - a) * 1e3 for stamps in streams for a, b in itertools.pairwise(stamps)]
+    speed = len(streams) * tokens / max(stamps[-1] for stamps in streams)
+    told = (speed, median(firsts), at_percent(firsts, 99), median(gaps), at_percent(gaps, 99))
+    return dict(zip(COLUMNS, told, strict=True))
+
+
+# Contestants over HTTP.
+
+
+async def _stream(port: int, prompt: str, tokens: int, more: dict[str, Any], began: float) -> Stamps:
+    """One client: the moments in which its chunks came."""
+    asked = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, **more}
+    body = json.dumps({name: value for name, value in asked.items() if value is not None}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert b" 200 " in await reader.readline()
+    stamps = []
+    while line := await reader.readline():
+        if line.startswith(b"data: {"):
+            choice = json.loads(line[6:])["choices"][0]
+            if choice["finish_reason"] is None:
+                stamps.append(time.perf_counter() - began)
+            elif choice["finish_reason"] != "length":
+                raise RuntimeError(f"a stream ended with {choice['finish_reason']}")
+    writer.close()
+    return stamps
+
+
+def over_http(port: int, more: dict[str, Any]) -> Burst:
+    """Bursts against a server on this machine."""
+
+    async def all_at_once(texts: Sequence[str], tokens: int) -> list[Stamps]:
+        began = time.perf_counter()
+        return await asyncio.gather(*(_stream(port, text, tokens, more, began) for text in texts))
+
+    return lambda texts, tokens: asyncio.run(all_at_once(texts, tokens))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(command: list[str], port: int, more: dict[str, Any]) -> Iterator[Burst]:
+    """A server process, from when it answers to its end."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        burst = over_http(port, more)
+        try:
+            for _ in range(600):
+                try:
+                    burst(prompts(1, 0), 2)
+                    break
+                except (OSError, AssertionError):
+                    if process.poll() is not None:
+                        raise SystemExit(f"{command[0]} ended with {process.returncode}") from None
+                    time.sleep(0.2)
+            yield burst
+        finally:
+            process.terminate()
+
+
+# Contestants without a server: this file, run inside by the interpreter that has them.
+# (-P: a neighbour of this file has the name of a module of the standard library.)
+
+
+@contextmanager
+def inside(python: str, what: str, model: str | None, threads: int) -> Iterator[Burst]:
+    """Bursts in another process, one JSON line each way."""
+    command = [
+        python,
+        "-P",
+        __file__,
+        "--inside",
+        what,
+        "--threads",
+        str(threads),
+        *(["--model", model] if model else []),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        to, back = process.stdin, process.stdout
+        assert to is not None
+        assert back is not None
+        assert back.readline() == "ready\n"
+
+        def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
+            print(json.dumps([list(texts), tokens]), file=to, flush=True)
+            return json.loads(back.readline())  # type: ignore[no-any-return]
+
+        try:
+            yield burst
+        finally:
+            to.close()
+
+
+def engine_burst(model: str | None, threads: int) -> Burst:
+    """byhand's step function over all runs, with no thread, queue or socket around it."""
+    from byhand import LLM, SamplingParams
+
+    llm = LLM(model, threads=threads or None, cache_tokens=16_384)
+
+    def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
+        began = time.perf_counter()
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+        runs = [llm.engine.open(llm.encode(text), params, seed=0) for text in texts]
+        stamps: list[Stamps] = [[] for _ in runs]
+        while not all(run.is_finished for run in runs):
+            for of_one, steps in zip(stamps, llm.engine.step(list(runs)), strict=True):
+                of_one += [time.perf_counter() - began] * len(steps)
+        for run in runs:
+            llm.engine.release(run)
+        return stamps
+
+    return burst
+
+
+def transformers_burst(model: str | None, threads: int) -> Burst:
+    """transformers' continuous batching, as `generate_batch` runs it, told of every token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+
+    if threads:
+        torch.set_num_threads(threads)
+    opened: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation="sdpa")
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    options = ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=512, use_cuda_graph=False)  # type: ignore[no-untyped-call]
+
+    def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
+        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
+        manager = opened.init_continuous_batching(generation_config=settings, continuous_batching_config=options)
+        manager.start()
+        began = time.perf_counter()
+        names = [manager.add_request(tokenizer(text)["input_ids"], streaming=True) for text in texts]
+        stamps: dict[str, Stamps] = {name: [] for name in names}
+        while any(len(of_one) < tokens for of_one in stamps.values()):
+            told = manager.get_result(timeout=60)
+            known = stamps[told.request_id]
+            known += [time.perf_counter() - began] * (len(told.generated_tokens) - len(known))
+        manager.stop(block=True)
+        return [stamps[name] for name in names]
+
+    return burst
+
+
+def work_inside(what: str, model: str | None, threads: int) -> None:
+    """The other end of `inside`."""
+    burst = {"engine": engine_burst, "transformers": transformers_burst}[what](model, threads)
+    burst(prompts(1, 0), 2)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(burst(*json.loads(line))), flush=True)
+
+
+# The whole.
+
+
+def contestants(asked: argparse.Namespace, stack: ExitStack) -> dict[str, Burst]:
+    """Whoever takes part, opened one after the other."""
+    threads = asked.threads or os.cpu_count() or 1
+    port, peer_port = _free_port(), _free_port()
+    ours = [sys.executable, "-m", "byhand", "serve", "--port", str(port), "--served-name", "model"]
+    ours += ["--threads", str(threads), "--cache-tokens", "16384", *(["--model", asked.model] if asked.model else [])]
+    found = {
+        "byhand serve": stack.enter_context(server(ours, port, {"ignore_eos": True})),
+        "byhand's engine alone": stack.enter_context(inside(sys.executable, "engine", asked.model, threads)),
+    }
+    if asked.gguf:
+        theirs = [asked.peers, "-m", "llama_cpp.server", "--model", asked.gguf, "--model_alias", "model"]
+        theirs += ["--port", str(peer_port), "--n_ctx", "2048", "--n_threads", str(threads), "--n_threads_batch"]
+        theirs += [str(threads), "--interrupt_requests", "False"]
+        never_ends = {"logit_bias": {str(asked.eos): -100}}
+        found["llama-cpp-python's server"] = stack.enter_context(server(theirs, peer_port, never_ends))
+    if asked.peers and not asked.without_transformers:
+        from byhand.checkpoint import open_checkpoint
+
+        folder = str(open_checkpoint(asked.model).folder)
+        opened = stack.enter_context(inside(asked.peers, "transformers", folder, threads))
+        found["transformers' continuous batching"] = opened
+    return found
+
+
+def measure(asked: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """For each number of streams a row for every contestant: the median over the rounds."""
+    with ExitStack() as stack:
+        bursts = contestants(asked, stack)
+        for count in asked.streams:
+            seen: dict[str, list[dict[str, float]]] = {name: [] for name in bursts}
+            for turn in range(asked.rounds + 1):
+                for name, burst in bursts.items():
+                    one = figures(burst(prompts(count, 1000 * count + turn), asked.tokens), asked.tokens)
+                    seen[name] += [one] if turn else []
+            yield [
+                {"streams": count, "contestant": name}
+                | {column: round(median(one[column] for one in rounds), 2) for column in COLUMNS}
+                for name, rounds in seen.items()
+            ]
+
+
+def keep(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
+    """Add rows to the file of results."""
+    known = json.loads(asked.out.read_text()) if asked.out.exists() else []
+    told = {"date": date.today().isoformat(), "model": Path(asked.model or "embedded").name, "tokens": asked.tokens}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) for row in [*known, *(told | row for row in rows)]]
+    asked.out.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def main() -> None:
+    """Measure, print a table, and add to a file of results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--gguf", help="the same model for llama.cpp")
+    parser.add_argument("--eos", type=int, default=2, help="the end of sequence that llama.cpp must not take")
+    parser.add_argument("--peers", metavar="PYTHON", help="the interpreter that has the peers")
+    parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        work_inside(asked.inside, asked.model, asked.threads)
+        return
+    for rows in measure(asked):
+        for row in rows:
+            print("|", " | ".join(str(value) for value in row.values()), "|", flush=True)
+        if asked.out:
+            keep(rows, asked)
+
+
+if __name__ == "__main__":
+    main()
