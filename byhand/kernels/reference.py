@@ -204,7 +204,7 @@ def attention(
             positions = torch.arange(first + row - start, first + stop - start, device=q.device)
             low = 0 if window is None else max(0, first + row - start - window + 1) // page_size * page_size
             high = first + stop - start
-            keys, values = _gather(cache, layer, batch.page_tables[run], low, high)
+            keys, values = gather(cache, layer, batch.page_tables[run], low, high)
             distances = torch.arange(low, high, device=q.device) - positions[:, None]
             out[row:stop] = _attend(
                 q[row:stop], keys, values, distances,
@@ -213,9 +213,10 @@ def attention(
     return out
 
 
-def _gather(
+def gather(
     cache: KVCache, layer: int, pages: tuple[int, ...], low: int, high: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """A run's keys and values from position `low`, a page's first, to `high`: (high - low, kv heads, head_dim) each."""
     size = cache.pool.page_size
     wanted = torch.tensor(pages[low // size : -(-high // size)], device=cache.keys[layer].device)
     keys, values = (

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from byhand.errors import BadRequest
 from byhand.kernels import Survey, reference
+from byhand.kernels.cpu import many_rows
 from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
@@ -29,20 +30,6 @@ COLUMN_ROWS = 32
 LARGE = 2**15
 # The best so many are found in the same reading of the logits.
 MANY_BEST = 64
-
-
-def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear` by bfloat16 products: x, the weight and the result are rounded, the sums are float32's."""
-    rows = reference.ROWS[weight.format]
-    x = x.bfloat16()
-    if weight.format == "bfloat16":
-        out = (x @ weight.tensors[0].T).float()
-    else:
-        out = torch.empty(x.shape[0], weight.shape[0])
-        step = max(1, reference.BLOCK // weight.shape[1])
-        for start in range(0, weight.shape[0], step):
-            out[:, start : start + step] = x @ rows(weight, slice(start, start + step)).bfloat16().T
-    return out if bias is None else out.add_(bias)
 
 
 class Cpu(Calls):
@@ -72,6 +59,9 @@ class Cpu(Calls):
     def _is_for_torch(self, matrix: Matrix, rows: int) -> bool:
         if matrix.stored_in_columns and rows >= COLUMN_ROWS:
             return True
+        return self._is_fast(matrix, rows)
+
+    def _is_fast(self, matrix: Matrix, rows: int) -> bool:
         return self.prefill == "fast" and rows >= FAST_ROWS and matrix.format != "float32"
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -151,6 +141,8 @@ class Cpu(Calls):
             or first.stored_in_columns
             or second.stored_in_columns
         ):
+            if self._is_fast(first, rows) and self._is_fast(second, rows):
+                return many_rows.gated_in_bfloat16(x, gate, up, gate_bias, up_bias)
             return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
         x = self._padded(x, first)
         self._read(x)
@@ -166,7 +158,7 @@ class Cpu(Calls):
 
     def _many_rows(self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if self.prefill == "fast" and matrix.format != "float32":
-            y = in_bfloat16(x, matrix.weight, bias)
+            y = many_rows.in_bfloat16(x, matrix.weight, bias).float()
         else:
             y = reference.linear(x, matrix.weight, bias)
         return y if residual is None else y.add_(residual)
@@ -274,7 +266,7 @@ class Cpu(Calls):
     ) -> Tensor:
         """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q."""
         if self._has_many_rows(cache, layer, batch):
-            return reference.attention(q, cache, layer, batch, **options)
+            return many_rows.attention(q, cache, layer, batch, **options)
         return self._attend(q.flatten(1), None, None, None, cache, layer, batch, **options).view(q.shape)
 
     def attend(
@@ -290,8 +282,26 @@ class Cpu(Calls):
     ) -> Tensor:
         """Rotate q and k by the angles if there are any, write k and v to the cache, and attend: flat rows."""
         if self._has_many_rows(cache, layer, batch):
-            return reference.attend(q, k, v, angles, cache, layer, batch, **options)
+            if self._layers[id(cache), layer].format is None:
+                return reference.attend(q, k, v, angles, cache, layer, batch, **options)
+            placed = self._place(q, k, v, angles, self._layers[id(cache), layer])
+            return many_rows.attention(placed, cache, layer, batch, **options).flatten(1)
         return self._attend(q, k, v, angles, cache, layer, batch, **options)
+
+    def _place(self, q: Tensor, k: Tensor, v: Tensor, angles: Angles | None, places: Layer) -> Tensor:
+        """Many rows' keys and values into the cache, and q turned: (N, heads, head_dim)."""
+        rows, size = q.shape
+        self._pass.turn(angles)
+        q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
+        turned = torch.empty(rows, size // places.head_dim, places.head_dim)
+        self._run(
+            f"place_rows_{places.format}",
+            self._threads_for(rows * size),
+            *(self._ticket.buffer_info()[0], *row_places(q), *row_places(k), *row_places(v)),
+            *(turned.shape[1], places.kv_heads, places.head_dim, places.keys, places.values),
+            *(0, bits(1.0), 0, 0, 0, 0, turned.data_ptr(), 0, self._pass.at),
+        )
+        return turned
 
     def _has_many_rows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
         """Lay out the batch and the layer's places if they are new; many rows of one run are torch's."""

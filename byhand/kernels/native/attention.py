@@ -112,14 +112,14 @@ def score_some(q, keys, stride, scores, count, head_dim):
         key, out = keys + i * stride, scores + 4 * i
         head = 0
         while head + 4 <= count:
-            four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+            four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
             head += 4
         if count - head == 3:
-            three_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+            three_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
         elif count - head == 2:
-            two_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+            two_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
         elif count - head == 1:
-            one_head(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE)
+            one_head(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
     for at in range(blocks * LANES, head_dim):
         for head in range(count):
             number = one_float32(q + 4 * (head * head_dim + at))

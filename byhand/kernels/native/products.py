@@ -33,6 +33,8 @@ four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) fo
 
 # Bytes of weights that are kept near while many rows pass by: a part of the second cache.
 KEPT = 2**17
+# Numbers of a row of weights that are gone through before the next rows of weights, when many rows pass by.
+INNER = 1024
 
 
 @inlined
@@ -92,52 +94,58 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
             put(place, value)
 
 
-def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y):
+def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more):
     """One row of activations: weight rows two by two, the two far apart, so that memory is read in two streams."""
     stay_apart()
     pairs = (stop - start) // 2
     for column in range(start, start + pairs):
         w, s = weights + column * stride, scales + column * scale_stride
-        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 4 * pairs)
+        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 4 * pairs, more)
     for column in range(start + 2 * pairs, stop):
         w, s = weights + column * stride, scales + column * scale_stride
-        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0)
+        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0, more)
 
 
-def multiply_few(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
-    """`multiply_rows` for at most four rows, each weight read once."""
+def multiply_few(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, rows, y, y_stride, more):
+    """`multiply_rows` for at most four rows, each weight read once; `more` adds to y."""
     stay_apart()
-    blocks = inner // BLOCK
-    stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
-    scale_stride = SCALE_BYTES * blocks
     if rows == 1:
-        multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y)
+        multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more)
         return
     whole = start + (stop - start) // 4 * 4
     for column in range(start, whole, 4):
         w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
         if rows == 4:
-            four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+            four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
         elif rows == 3:
-            four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+            four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
         else:
-            four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride)
+            four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
     for row in range(rows):
         here, out = x + row * x_stride, y + row * y_stride
-        multiply_one(weights, scales, whole, stop, blocks, stride, scale_stride, here, out)
+        multiply_one(weights, scales, whole, stop, blocks, stride, scale_stride, here, out, more)
 
 
 def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
     """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
     stay_apart()
     blocks = inner // BLOCK
-    # For many rows: so many weights that they stay in the second cache while all rows pass by.
-    width = stop - start if rows <= 4 else max(4, KEPT // (blocks * BLOCK_BYTES + 1) // 4 * 4)
-    for first in range(start, stop, width):
-        last = min(first + width, stop)
-        for row in range(0, rows, 4):
-            here, out = x + row * x_stride, y + row * y_stride
-            multiply_few(weights, scales, first, last, inner, here, x_stride, min(4, rows - row), out, y_stride)
+    stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
+    scale_stride = SCALE_BYTES * blocks
+    # For many rows: so many weights that they stay in the second cache while all rows pass by, and of each so many
+    # numbers that they are not too few rows of weights.
+    chunk = blocks if rows <= 4 else INNER // BLOCK
+    for begin in range(0, max(blocks, 1), max(chunk, 1)):
+        count = min(chunk, blocks - begin)
+        w, s, here = weights + begin * BLOCK_BYTES, scales + begin * SCALE_BYTES, x + 4 * begin * BLOCK
+        width = stop - start if rows <= 4 else max(4, KEPT // (count * BLOCK_BYTES + 1) // 4 * 4)
+        for first in range(start, stop, width):
+            last = min(first + width, stop)
+            for row in range(0, rows, 4):
+                multiply_few(
+                    w, s, first, last, count, stride, scale_stride,
+                    here + row * x_stride, x_stride, min(4, rows - row), y + row * y_stride, y_stride, begin,
+                )  # fmt: skip
     if not SCALE_BYTES and blocks * BLOCK != inner:
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
 

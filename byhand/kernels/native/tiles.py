@@ -152,7 +152,7 @@ class _Tile:
             for row in range(self.rows):
                 self._accumulate((column, row, turn), values, activations[row])
 
-    def write(self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any) -> None:
+    def write(self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any, more: Any) -> None:
         """The loop in turns of `unroll` blocks, what is left block by block, and the sums into memory."""
         builder = self.builder
         whole = builder.udiv(blocks, llvm.I64(self.unroll))
@@ -164,15 +164,21 @@ class _Tile:
         if self.unroll > 1:
             with cgutils.for_range(builder, builder.sub(blocks, done), intp=llvm.I64) as loop:
                 self._step(0, builder.add(done, loop.index), arguments)
+        is_more = builder.icmp_signed("!=", more, llvm.I64(0))
         for row in range(self.rows):
             sums = [self._joined(column, row) for column in range(self.columns)]
             place = self._offset(out, out_stride, row)
             if self.columns == 4:
-                builder.store(_four_totals(builder, sums), builder.inttoptr(place, _FOUR.as_pointer()), align=4)
+                self._put(place, _FOUR, _four_totals(builder, sums), is_more)
             else:
                 for column, value in enumerate(sums):
-                    here = builder.inttoptr(self._offset(place, out_stride, column), llvm.FLOAT.as_pointer())
-                    builder.store(llvm.total(builder, value), here, align=4)
+                    self._put(self._offset(place, out_stride, column), llvm.FLOAT, llvm.total(builder, value), is_more)
+
+    def _put(self, address: Any, kind: Any, value: Any, is_more: Any) -> None:
+        """Store, or add to what is there."""
+        builder, place = self.builder, self.builder.inttoptr(address, kind.as_pointer())
+        added = builder.fadd(value, builder.load(place, align=4))
+        builder.store(builder.select(is_more, added, value), place, align=4)
 
     def _joined(self, column: int, row: int) -> Any:
         turns = [self.builder.load(self.sums[column, row, turn]) for turn in range(self.unroll)]
@@ -186,16 +192,16 @@ def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
 
     Its arguments: weights, bytes from one weight row to the next, scales, bytes from one row of them to the next,
     x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row (with one row of activations,
-    from column to column).
+    from column to column), and whether to add to what is there.
     """
 
     @intrinsic
-    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride):  # type: ignore[no-untyped-def]
+    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride, more):  # type: ignore[no-untyped-def]
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _Tile(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 9), generate
+        return types.void(*(types.int64,) * 10), generate
 
     return dots
 
