@@ -31,8 +31,10 @@ def test_the_tables_are_the_shapes() -> None:
 
 
 def commands() -> list[str]:
-    [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    return [command for command in block.split("\n\n") if command.strip()]
+    """The page's, and the README's one."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [block], [first] = (re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for page in (PAGE, readme))
+    return [first, *(command for command in block.split("\n\n") if command.strip())]
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda text: re.findall(r"8000(\S+)", text)[0])
