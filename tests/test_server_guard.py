@@ -15,7 +15,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from byhand import LLM
+from byhand.server.bodies import parse
 from byhand.server.guard import Rules, is_loopback, split_host
+from byhand.server.problems import ApiError
 from byhand.server.protocol import TimedProtocol
 from tests.serving import Answer, Running, serve, served, until
 
@@ -268,6 +270,13 @@ def test_hostile_bodies(server: Running, beside: None, path: str, body: bytes, s
         message = answer.error["message"]
         assert len(message) < 600
         assert not any(word in message for word in ("/home", "site-packages", "byhand.", "Error(", "Traceback", ".py"))
+
+
+def test_depth_is_bounded() -> None:
+    assert parse(_deep("[", 201))
+    for deep in (_deep("[", 202), _deep('{"a":', 202), _deep("[", 100_000)):
+        with pytest.raises(ApiError, match="nested more than 200 deep"):
+            parse(deep)
 
 
 POST = b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

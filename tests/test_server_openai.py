@@ -164,6 +164,24 @@ def test_completion_streams_add_up(client: OpenAI) -> None:
     assert offsets == [choice.logprobs.text_offset for choice in answer.choices if choice.logprobs]
 
 
+def test_an_echo_with_logprobs(client: OpenAI) -> None:
+    # The first token has none: OpenAI says null, which its strict shape does not know either.
+    loose = client.with_options()
+    loose._strict_response_validation = False
+    answer = loose.completions.create(**whole(prompt=STORY, echo=True, logprobs=3, temperature=0))
+    [choice] = answer.choices
+    assert answer.usage is not None
+    assert choice.logprobs is not None
+    tokens, logprobs = choice.logprobs.tokens or [], choice.logprobs.token_logprobs or []
+    offsets, best = choice.logprobs.text_offset or [], choice.logprobs.top_logprobs or []
+    assert len(tokens) == len(logprobs) == len(offsets) == len(best) == answer.usage.total_tokens
+    assert (offsets[0], logprobs[0], best[0]) == (0, None, None)
+    for token, logprob, offset, top in list(zip(tokens, logprobs, offsets, best, strict=True))[1:]:
+        assert choice.text.startswith(token, offset) or token not in choice.text
+        assert top[token] == logprob <= 0
+        assert 3 <= len(top) <= 4
+
+
 def test_models(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
