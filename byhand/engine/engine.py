@@ -180,10 +180,9 @@ class Engine:
         return True
 
     def compute(self, chunks: Sequence[Chunk], told: list[tuple[RunState, Told]]) -> None:
-        """One pass over reserved chunks, and what each wanted row says.
+        """One pass over reserved chunks. A watched prompt position becomes a Position, an id of the user's a Step.
 
-        A prompt position that is watched becomes a Position, an id of the user's a Step: they are added to `told`. The
-        last row's logits are kept. A run whose own chain fails on the way ends alone.
+        Both are added to `told`; the last row's logits are kept. A run whose own chain fails on the way ends alone.
         """
         hidden = self.forward(chunks)
         firsts = accumulate((chunk.rows for chunk in chunks), initial=0)
