@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -325,6 +327,26 @@ def test_a_slow_head_is_hung_up_on(server: Running, beside: None) -> None:
         assert _is_over(silent)
         assert _is_over(dribbling)
         assert time.monotonic() - began < 4
+
+
+class Narrow(TimedProtocol):
+    """The same for few, for tests."""
+
+    most_connections = 3
+
+
+def test_connections_are_bounded(tiny_folder: Path) -> None:
+    full = serve(LLM(tiny_folder), protocol=Narrow)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(("127.0.0.1", full.port), timeout=5))
+        assert until(lambda: len(full.server.server_state.connections) == 3)
+        answer = full.get("/health")
+        assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (429, "server_full", "1")
+    assert until(lambda: not full.server.server_state.connections)
+    full.worker.opened.result(30)
+    assert full.get("/health").status == 200
+    full.stop()
 
 
 def test_a_slow_body_is_refused_and_hung_up_on(server: Running, beside: None) -> None:

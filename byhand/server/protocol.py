@@ -12,6 +12,16 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 75.0  # a little more than the guard's, which can still answer
 STALLED_SECONDS = 60.0
+CONNECTIONS = 512  # at once; more would take the descriptors that the process itself needs
+
+
+def _refusal(status: int, message: str, kind: str, code: str, *more: tuple[bytes, bytes]) -> tuple[h11.Event, ...]:
+    """An answer to what never became a request, and the end of its connection."""
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *more]
+    headers.append((b"content-length", str(len(body)).encode()))
+    head = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
+    return head, h11.Data(data=body), h11.EndOfMessage()
 
 
 class TimedProtocol(H11Protocol):
@@ -20,6 +30,7 @@ class TimedProtocol(H11Protocol):
     head_seconds = HEAD_SECONDS
     body_seconds = BODY_SECONDS
     stalled_seconds = STALLED_SECONDS
+    most_connections = CONNECTIONS
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -28,8 +39,12 @@ class TimedProtocol(H11Protocol):
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is here: its first head is awaited."""
+        """A client is here: its first head is awaited, if there is room for one more."""
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            message = f"{self.most_connections} connections are open, and this server takes no more"
+            self._refuse(*_refusal(429, message, "rate_limit_error", "server_full", (b"retry-after", b"1")))
+            return
         self._await("head")
 
     def handle_events(self) -> None:
@@ -68,13 +83,11 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed as HTTP is answered as every other error is."""
-        error = {"message": "this is no HTTP request", "type": "invalid_request_error", "param": None}
-        body = json.dumps({"error": {**error, "code": "invalid_http"}}).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        headers.append((b"content-length", str(len(body)).encode()))
+        self._refuse(*_refusal(400, "this is no HTTP request", "invalid_request_error", "invalid_http"))
+
+    def _refuse(self, *answer: h11.Event) -> None:
         try:
-            head = h11.Response(status_code=400, headers=headers, reason=STATUS_PHRASES[400])
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            for event in answer:
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:
             pass  # an answer is on its way already: it cannot be followed by another
