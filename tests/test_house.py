@@ -69,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
 TORCH_FREE += ("server", "web")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
-LINE_BUDGET = 13_500
+LINE_BUDGET = 25_000
 
 
 def room_of(path: Path) -> str:

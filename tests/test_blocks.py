@@ -1,0 +1,210 @@
+"""Blocks that run as one call: the same bits as kernel by kernel, and nothing recorded that could not be run again."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from byhand.checkpoint import open_checkpoint
+from byhand.kernels import reference
+from byhand.kernels.cpu import Cpu
+from byhand.kernels.cpu.many_rows import attention, gated_in_bfloat16
+from byhand.kernels.cpu.recording import Arena
+from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
+from byhand.models import Model, build
+from byhand.quantize import QUANTIZED, quantize
+from byhand.sampling.look import survey
+from byhand.weights import DTYPES, Weight
+from tests.checkpoints import CONFIGS, tiny
+
+
+def batch_of(ids: list[list[int]], contexts: list[int]) -> Batch:
+    """Rows of several runs, each the last of its context; run r has the pages r · 8 and after."""
+    places = [list(range(context - len(rows), context)) for rows, context in zip(ids, contexts, strict=True)]
+    starts = [0]
+    for rows in ids:
+        starts.append(starts[-1] + len(rows))
+    return Batch(
+        input_ids=torch.tensor([token for rows in ids for token in rows]),
+        position_ids=torch.tensor([position for run in places for position in run]),
+        slots=torch.tensor([run * 8 * PAGE_SIZE + at for run, places_of in enumerate(places) for at in places_of]),
+        query_starts=tuple(starts),
+        context_lens=tuple(contexts),
+        page_tables=tuple(tuple(range(run * 8, run * 8 + 8)) for run in range(len(ids))),
+    )
+
+
+PASSES = [
+    ([[3, 5, 7, 11, 2], [9]], [5, 1]),
+    ([[4], [8]], [6, 2]),
+    ([[1], [13]], [7, 3]),
+    ([[2], [6], [10, 12]], [8, 4, 2]),
+    ([[21]], [9]),
+    ([[22]], [10]),
+]
+
+
+def run_passes(model: Model) -> list[torch.Tensor]:
+    """The hidden states after each of the passes."""
+    cache = KVCache(model.layer_specs, 32)
+    with torch.inference_mode():
+        return [model.forward(batch_of(*rows), cache).clone() for rows in PASSES]
+
+
+@pytest.mark.parametrize(("family", "variant"), CONFIGS)
+def test_a_block_as_one_call_gives_the_same_bits(family: str, variant: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny(tmp_path, family, variant))
+    fused, plain = Cpu(), Cpu(fuse=False)
+    for ours, truth in zip(run_passes(build(checkpoint, fused)), run_passes(build(checkpoint, plain)), strict=True):
+        assert torch.equal(ours, truth)
+    assert not plain.blocks
+    recorded = [block for block in fused.blocks.values() if block is not None]
+    # A gate with another curve than silu is multiplied by torch.
+    if CONFIGS[family, variant].get("hidden_act", "silu") == "silu":
+        assert len(recorded) == len(fused.blocks) > 0
+
+
+SPEC = [LayerSpec(1, 16)]
+
+
+def linear_block(
+    kernels: Cpu, weight: Weight, between: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    def layer(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return kernels.linear(between(kernels.linear(x, weight)), weight)
+
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("between", "is_recorded"), [(lambda x: x, True), (lambda x: x + 1, False), (lambda x: x[:, :], True)]
+)
+def test_what_something_else_computes_is_never_recorded(
+    between: Callable[[torch.Tensor], torch.Tensor], is_recorded: bool
+) -> None:
+    kernels, cache, weight = Cpu(), KVCache(SPEC, 8), Weight.of(torch.randn(16, 16))
+    layer = linear_block(kernels, weight, between)
+    for _ in range(3):
+        x = torch.randn(1, 16)
+        found = kernels.block(layer, x, batch_of([[1]], [1]), cache)
+        assert torch.equal(found, layer(x))
+    assert [block is not None for block in kernels.blocks.values()] == [is_recorded]
+
+
+def test_the_input_is_read_and_left_as_it_is() -> None:
+    kernels, cache, weight = Cpu(), KVCache(SPEC, 8), Weight.of(torch.eye(16))
+    layer = linear_block(kernels, weight, lambda x: x)
+    for number in range(3):
+        x = torch.full((2, 16), float(number))
+        out = kernels.block(layer, x, batch_of([[1], [2]], [1, 1]), cache)
+        assert torch.equal(out, x)
+        assert out.data_ptr() != x.data_ptr()
+
+
+def test_a_new_layer_in_the_place_of_an_old_one_is_recorded_anew() -> None:
+    kernels, cache = Cpu(), KVCache(SPEC, 8)
+    x, batch = torch.randn(1, 16), batch_of([[1]], [1])
+    for number in range(1, 20):
+        layer = linear_block(kernels, Weight.of(number * torch.eye(16)), lambda x: x)
+        torch.testing.assert_close(kernels.block(layer, x, batch, cache), number * number * x)
+        kernels.block(layer, x, batch, cache)
+        del layer
+
+
+def test_recorded_blocks_keep_no_layer_alive() -> None:
+    kernels, cache = Cpu(), KVCache(SPEC, 8)
+    layer = linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x)
+    kernels.block(layer, torch.randn(1, 16), batch_of([[1]], [1]), cache)
+    watch = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert watch() is None
+
+
+def test_an_arena_hands_out_apart_and_again() -> None:
+    arena = Arena()
+    first = [arena.take(3, 5), arena.take(2**18 + 1), arena.take(7)]
+    ranges = sorted((x.data_ptr(), x.data_ptr() + 4 * x.numel()) for x in first)
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
+    assert all(arena.holds(x) for x in first)
+    assert not arena.holds(torch.empty(3))
+    arena.restart()
+    assert [x.data_ptr() for x in (arena.take(3, 5), arena.take(2**18 + 1), arena.take(7))] == [
+        x.data_ptr() for x in first
+    ]
+
+
+@pytest.mark.parametrize("vocab", [11, 64, 1000, 32003])
+@pytest.mark.parametrize("k", [1, 2, 10])
+def test_a_survey_is_the_samplers_own(vocab: int, k: int) -> None:
+    logits = (torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 12).round() / 4  # many ties
+    found, (ids, *masses) = Cpu().survey(logits, k), survey(logits.numpy(), k)
+    assert found is not None
+    assert found[0].tolist() == ids.tolist()
+    assert found[1:] == pytest.approx(masses, rel=2e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_survey_of_what_is_no_number_is_left_to_the_sampler(bad: float) -> None:
+    logits = torch.randn(100)
+    logits[77] = bad
+    assert Cpu().survey(logits, 5) is None
+
+
+@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("inner", [37, 64, 96])
+def test_rows_of_a_table(form: str, inner: int) -> None:
+    matrix = torch.randn(50, inner, generator=torch.Generator().manual_seed(inner))
+    weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+    ids = torch.tensor([3, 49, 0, 3])
+    torch.testing.assert_close(Cpu().embedding(ids, weight), reference.embedding(ids, weight), rtol=1e-6, atol=1e-7)
+    with pytest.raises(IndexError):
+        Cpu().embedding(torch.tensor([50]), weight)
+
+
+@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("rows", [5, 9])
+def test_long_rows_of_weights_are_gone_through_in_pieces(form: str, rows: int) -> None:
+    matrix = torch.randn(30, 2336, generator=torch.Generator().manual_seed(rows))
+    weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+    x = torch.randn(rows, 2336)
+    truth = x.double() @ reference.ROWS[form](weight, slice(0, 30)).double().T
+    assert (Cpu().linear(x, weight) - truth).abs().max() <= 2e-6 * truth.abs().max()
+
+
+@pytest.mark.parametrize("window", [None, 5, 40])
+@pytest.mark.parametrize("contexts", [[40], [70, 33]])
+def test_attention_of_many_rows(window: int | None, contexts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byhand.kernels.cpu.many_rows.MASK", 700)
+    cache = KVCache([LayerSpec(2, 16)], 16)
+    cache.keys[0].normal_()
+    cache.values[0].normal_()
+    batch = batch_of([[1] * 33 for _ in contexts], contexts)
+    q = torch.randn(33 * len(contexts), 6, 16)
+    truth = reference.attention(q, cache, 0, batch, scale=0.25, window=window)
+    found = attention(q, cache, 0, batch, scale=0.25, window=window)
+    assert (found - truth).abs().max() <= 2e-6 * truth.abs().max()
+    # What torch's own attention has no word for is the reference's.
+    capped = reference.attention(q, cache, 0, batch, scale=0.25, window=window, softcap=2.0)
+    assert torch.equal(attention(q, cache, 0, batch, scale=0.25, window=window, softcap=2.0), capped)
+
+
+@pytest.mark.parametrize("form", ["bfloat16", *QUANTIZED])
+def test_fast_stays_near(form: str) -> None:
+    def made(seed: int) -> Weight:
+        matrix = torch.randn(48, 64, generator=torch.Generator().manual_seed(seed)) / 8
+        return quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.bfloat16())
+
+    x, (gate, up) = torch.randn(40, 64), map(made, (1, 2))
+    truth = reference.gated(x, gate, up)
+    found = gated_in_bfloat16(x, gate, up, None, None)
+    assert found.dtype == torch.bfloat16
+    assert (found - truth).abs().max() <= 2e-2 * truth.abs().max()
+    assert torch.equal(Cpu(prefill="fast").gated(x, gate, up).float(), found.float())
+    assert (Cpu().gated(x, gate, up) - truth).abs().max() <= 2e-6 * truth.abs().max()
