@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test check campaign bench format help clean
+.PHONY: demo test check campaign bench screenshots format help clean
 
 help:
 	@echo "make demo      set up, and see the whole lesson on the model that ships here"
@@ -17,6 +17,7 @@ help:
 	@echo "make check     format, lint, types"
 	@echo "make campaign  the long runs, whose figures stand in docs/"
 	@echo "make bench     this machine's limits, byhand, and the peers that are installed"
+	@echo "make screenshots  the pictures of the page in docs/"
 	@echo "make clean     remove .venv and what was built"
 
 demo: $(VENV)/.demo
@@ -36,6 +37,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.demo
 	@$(BIN)/byhand bench $(BENCH)
+
+screenshots: $(VENV)/.test
+	@$(BIN)/python docs/screenshots.py
 
 format: $(VENV)/.test
 	@$(BIN)/ruff format .

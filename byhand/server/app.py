@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 
 from byhand.errors import ByhandError
-from byhand.server import answers, chat, completions, own
+from byhand.server import answers, chat, completions, own, page, page_source
 from byhand.server.bodies import StrictRoute, refusal
 from byhand.server.document import BODY, COMMON, NAMED, RUNS, SERVING, document
 from byhand.server.flow import ClientGone
@@ -67,8 +67,9 @@ def _add_routes(app: FastAPI) -> None:
     add("POST", "/read", own.read, {**running, **_LINES}, response_class=Response)
     add("GET", "/health", own.health, {200: {"model": answers.HealthAnswer}, 503: {"model": answers.HealthAnswer}})
     add("GET", "/metrics", own.metrics, _TEXT, response_class=Response)
-    add("GET", "/", own.page, {200: {"content": {"text/html": {}}}}, response_class=Response)
-    add("GET", "/style.css", own.style, {}, include_in_schema=False)
+    add("GET", "/", page.index, {200: {"content": {"text/html": {}}}}, response_class=Response)
+    add("GET", "/web/{name}", page.web, {}, include_in_schema=False)
+    add("GET", "/source/{path:path}", page_source.source, {}, include_in_schema=False)
 
 
 def create_app(service: Service, live: Live, rules: Rules) -> FastAPI:

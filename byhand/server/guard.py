@@ -24,6 +24,7 @@ from byhand.server.problems import ApiError
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/", "/health")  # what a browser or a probe asks for before it has a key
+OPEN_PREFIXES = ("/web/", "/source/")  # the page's own files: the package's, the same for everyone
 BODY_SECONDS = 60.0
 HEAD_BYTES = 32 * 2**10
 SUBPROTOCOL = "byhand"
@@ -157,7 +158,9 @@ class Guard:
             raise ApiError(403, "the Host header does not name this server", code="foreign_host")
         if origin is not None and not self.rules.allows_origin(origin, hosts[0]):
             raise ApiError(403, "pages of this origin may not use this server", code="foreign_origin")
-        is_open = scope["type"] == "http" and (scope["path"] in OPEN_PATHS or self._is_preflight(scope, headers))
+        path = scope["path"]
+        is_page = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+        is_open = scope["type"] == "http" and (is_page or self._is_preflight(scope, headers))
         if not is_open and not self.rules.knows_key(headers, websocket=scope["type"] == "websocket"):
             raise ApiError(
                 401,

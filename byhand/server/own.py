@@ -1,10 +1,9 @@
-"""byhand's own routes: tokens, templates, the reading of a prompt, health, numbers, and a page that lists them."""
+"""byhand's own routes: tokens, templates, the reading of a prompt, health, numbers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib.resources import files
 from typing import Any
 
 from starlette.requests import Request
@@ -22,7 +21,6 @@ from byhand.server.shapes import DetokenizeRequest, ReadRequest, TemplateRequest
 from byhand.server.sse import Pieces
 
 TOP = 5
-PAGE_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
@@ -109,16 +107,3 @@ async def model(name: str, request: Request) -> Response:
     service = service_of(request)
     service.model(name)
     return JSONResponse(_card(service).plain())
-
-
-async def page() -> Response:
-    """What can be asked here."""
-    html = files("byhand.web").joinpath("index.html").read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": PAGE_POLICY, "content-type": "text/html; charset=utf-8"}
-    return Response(html, headers=headers)
-
-
-async def style() -> Response:
-    """The page's style."""
-    css = files("byhand.web").joinpath("style.css").read_text(encoding="utf-8")
-    return Response(css, headers={"content-type": "text/css; charset=utf-8"})

@@ -286,8 +286,8 @@ async def set_params(session: Session, frame: Frame, handle: Handle) -> None:
 
 async def logits(session: Session, frame: Frame, handle: Handle) -> None:
     """The raw logits before a recent step."""
-    index = frame.fields["index"]
-    view = await _wait(handle.steered().look(lambda _, run: views.logits_view(run, index)))
+    index, llm = frame.fields["index"], session.worker.llm
+    view = await _wait(handle.steered().look(lambda _, run: views.logits_view(llm, run, index)))
     session.answer(frame, "logits", handle, view)
 
 

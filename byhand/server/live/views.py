@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest
 from byhand.jsonable import candidate_to_json, token_to_json, usage_to_json
+from byhand.sampling.params import SamplingParams
 from byhand.types import Position
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from byhand.llm import LLM
 
 Json = dict[str, Any]
+
+NAMED = 64  # tokens of a row of logits that are sent with their text
 
 
 def model_view(llm: LLM) -> Json:
@@ -28,7 +31,17 @@ def model_view(llm: LLM) -> Json:
         "vocab_size": llm.vocab_size,
         "context_length": llm.context_length,
         "eos_ids": sorted(llm.eos_ids),
+        "digest": llm.identity.digest,
+        "suggested": suggested(llm),
     }
+
+
+def suggested(llm: LLM) -> Json:
+    """What the checkpoint's generation config asks for where a request is silent: only what differs from off."""
+    if not llm.generation_config.get("do_sample"):
+        return {}
+    asked, silent = llm.checkpoint_params().to_json(), SamplingParams().to_json()
+    return {name: value for name, value in asked.items() if value != silent[name]}
 
 
 def position_view(at: Position) -> Json:
@@ -77,8 +90,8 @@ def change_view(run: RunState, dropped: int) -> Json:
     }
 
 
-def logits_view(run: RunState, index: int) -> Json:
-    """The raw logits that stood before token `index` of the continuation, or before the one to come."""
+def logits_view(llm: LLM, run: RunState, index: int) -> Json:
+    """The raw logits before token `index` of the continuation, or before the one to come; the best with their names."""
     position = run.prompt_length + index
     row = run.kept if position == len(run.ids) else run.recent.find(position) if run.recent else None
     if row is None:
@@ -89,7 +102,9 @@ def logits_view(run: RunState, index: int) -> Json:
             f"the logits of step {index} are not kept; those of the last steps are: {listed}", param="index"
         )
     data = b64encode(row.numpy().astype("<f4").tobytes()).decode()
-    return {"index": index, "dtype": "float32", "shape": [len(row)], "data": data}
+    best = row.topk(min(NAMED, len(row))).indices.tolist()
+    tokens = [token_to_json(llm.tokenizer.token(token)) for token in best]
+    return {"index": index, "dtype": "float32", "shape": [len(row)], "data": data, "tokens": tokens}
 
 
 def pages_view(engine: Engine, runs: dict[str, RunState]) -> Json:

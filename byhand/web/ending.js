@@ -1,0 +1,61 @@
+// Endings: how likely the end was at each step, why the run stopped, and the frames as they came over the wire.
+
+import { el, made, percent, svg } from './dom.js';
+import { shown } from './state.js';
+
+const WIDE = 1000;
+const HIGH = 80;
+
+/** The raw probability of an end token before each step: known where one is among the best, else at most a bound. */
+export function endings(run, eosIds) {
+  return run.steps.map((step) => {
+    const found = step.top.filter((candidate) => eosIds.includes(candidate.id));
+    if (found.length) return { share: found.reduce((sum, one) => sum + Math.exp(one.logprob), 0), isBound: false };
+    const own = eosIds.includes(step.token.id) ? Math.exp(step.logprob) : null;
+    return { share: own ?? Math.min(step.tail_mass, Math.exp(step.top.at(-1).logprob) * eosIds.length), isBound: own === null };
+  });
+}
+
+/** One sentence on why a run stands still. */
+export function whyEnded(run, eosIds) {
+  const { finish } = run;
+  if (!finish) return run.status === 'running' ? 'The run is going.' : 'The run stands still and could go on.';
+  if (finish.finish_reason === 'length') return 'It ended because it may write no more tokens (length), not because it was done.';
+  if (finish.finish_reason !== 'stop') return `It ended: ${finish.finish_reason}.`;
+  const last = run.steps.at(-1);
+  const isEos = last && (finish.stop_reason === null || typeof finish.stop_reason === 'number' || eosIds.includes(last.token.id));
+  if (!isEos) return `It ended because the stop text “${finish.stop_reason}” came.`;
+  return `It ended by itself: the end-of-sequence token ${last.token.text} (id ${last.token.id}) was the next token, with ${percent(Math.exp(last.logprob))}.`;
+}
+
+function curve(points) {
+  const each = WIDE / Math.max(1, points.length);
+  return points.map((point, index) => `${index ? 'L' : 'M'}${((index + 0.5) * each).toFixed(1)} ${(HIGH - 2 - point.share * (HIGH - 4)).toFixed(1)}`).join('');
+}
+
+export class Ending {
+  render(state) {
+    const run = shown(state);
+    if (!run) return el('p', { class: 'empty', text: 'There is no run yet.' });
+    const eosIds = state.model?.eos_ids ?? run.steps.filter((step) => step.token.special).map((step) => step.token.id);
+    const why = el('p', { class: 'why', id: 'why', text: whyEnded(run, eosIds) });
+    if (!run.steps.length || !eosIds.length) return el('div', {}, why, el('p', { class: 'empty', text: 'Step, and the probability of the end is drawn here.' }));
+    const points = endings(run, eosIds);
+    const now = points.at(-1);
+    const label = `probability of the end, step by step; at the last step ${now.isBound ? 'at most ' : ''}${percent(now.share)}`;
+    const bounds = points.filter((point) => point.isBound).length;
+    return el('div', { class: 'ending' }, why,
+      svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', 'aria-label': label }, svg('path', { class: 'curve', d: curve(points) })),
+      el('p', { class: 'figures' }, el('span', {}, 'the end’s probability before the last token: ', el('b', { text: `${now.isBound ? 'at most ' : ''}${percent(now.share)}`, title: String(now.share) })),
+        bounds ? el('span', { text: `${bounds} of ${points.length} steps: only a bound is known, it was not among the best` }) : null, made(bounds ? 'approximate' : 'measured', 'engine/until.py', 'Until')));
+  }
+}
+
+/** How it streams: one frame of text a token, as it came. */
+export class Wire {
+  render(state) {
+    if (!state.wire.length) return el('p', { class: 'empty', text: 'No frame was sent yet. Step, and read here what went over the wire.' });
+    return el('div', { class: 'wire' }, el('p', { class: 'figures' }, el('span', { text: 'Each token arrives as one frame of the WebSocket /live, as soon as it is chosen.' }), made('measured', 'server/live/session.py', 'Session')),
+      el('pre', { tabindex: '0', 'aria-label': 'the last frames' }, el('code', { text: state.wire.join('\n') })));
+  }
+}

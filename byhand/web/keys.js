@@ -1,0 +1,72 @@
+// The keys. They are not taken from who is writing in a field, and not together with Control, Alt or Command.
+
+import { byId, el } from './dom.js';
+import { place, shown } from './state.js';
+
+const KEYS = [
+  ['Space', 'run, or pause'], ['→', 'one token'], ['←', 'take the last token back'], ['1 – 9', 'take this candidate instead'],
+  ['Shift ← →', 'select the token before, after'], ['Esc', 'back to the end'], ['Backspace', 'rewind to the selected place'],
+  ['F', 'fork'], ['U', 'undo'], ['E', 'write at the selected place'], ['B', 'breakpoints'], ['I', 'ids'], ['/', 'the prompt'],
+  ['S', 'save'], ['?', 'these keys'],
+];
+
+export class Keys {
+  constructor(store, controller, { crank, next }) {
+    Object.assign(this, { store, controller, crank, next, dialog: byId('keys') });
+    this.dialog.append(el('h2', { text: 'All keys' }), el('dl', {}, ...KEYS.flatMap(([key, does]) => [el('dt', {}, el('kbd', { text: key })), el('dd', { text: does })])),
+      el('button', { type: 'button', class: 'strong', onclick: () => this.dialog.close(), text: 'Close' }));
+    document.addEventListener('keydown', (event) => this.press(event));
+    byId('help').addEventListener('click', () => this.dialog.showModal());
+  }
+
+  isTaken(event) {
+    const { target } = event;
+    if (event.ctrlKey || event.altKey || event.metaKey || this.store.state.view !== 'strip') return true;
+    if (document.querySelector('dialog[open]')) return true;
+    // A slider wants the arrows, and a row of tabs, too; all other keys stay the crank's.
+    if (target.closest('input[type=range], [role=tablist]') && /^(Arrow|Home|End|Page)/.test(event.key)) return true;
+    if (target.closest('textarea, select, input:not([type=range])')) return true;
+    return target.closest('button, a, summary') !== null && [' ', 'Enter'].includes(event.key);
+  }
+
+  press(event) {
+    if (this.isTaken(event)) return;
+    const act = this.actionOf(event);
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  actionOf(event) {
+    const { controller: hand, store } = this;
+    if (/^[1-9]$/.test(event.key)) return () => this.next.choose(Number(event.key) - 1);
+    if (event.shiftKey && event.key === 'ArrowLeft') return () => this.select(-1);
+    if (event.shiftKey && event.key === 'ArrowRight') return () => this.select(1);
+    return {
+      ' ': () => hand.toggle(), ArrowRight: () => hand.step(), ArrowLeft: () => hand.rewind(), Escape: () => store.put({ at: null, hover: null }),
+      Backspace: () => hand.rewindTo(place(store.state)), f: () => hand.fork(), u: () => hand.undo(),
+      e: () => this.crank.write(place(store.state)), b: () => this.breaks(), i: () => this.ids(), s: () => hand.save(),
+      '/': () => byId('prompt').focus(), '?': () => this.dialog.showModal(),
+    }[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  }
+
+  select(by) {
+    const run = shown(this.store.state);
+    if (!run) return;
+    const at = Math.max(1, Math.min(run.tokens.length, place(this.store.state) + by));
+    this.store.put({ at, hover: null, isWhatIf: false });
+    this.store.dispatch({ event: 'done', what: 'read' });
+    this.controller.peek(run.name, at);
+  }
+
+  ids() {
+    this.store.put({ showsIds: !this.store.state.showsIds });
+    this.controller.did('ids');
+  }
+
+  breaks() {
+    const { details } = this.crank;
+    details.open = !details.open;
+    if (details.open) byId('break-text').focus();
+  }
+}

@@ -1,0 +1,302 @@
+// The page: one state, one connection, and the views that follow from them. It opens on a stored run, and becomes live
+// at the first hand on the crank.
+
+import { Cards, doneBefore } from './cards.js';
+import { Chat } from './chat.js';
+import { Controller } from './controller.js';
+import { Cost } from './cost.js';
+import { Crank } from './crank.js';
+import { byId, el, fill } from './dom.js';
+import { Ending, Wire } from './ending.js';
+import { keep, kept } from './keep.js';
+import { Keys } from './keys.js';
+import { Live } from './live.js';
+import { Next } from './next.js';
+import { recordOf, unpack } from './record.js';
+import { Settings } from './settings.js';
+import { shown, Store } from './state.js';
+import { Strip } from './strip.js';
+import { Tree } from './tree.js';
+
+const STORED = '/web/run.json';
+const LONGEST_WIRE = 400;
+const PANELS = [['settings', 'Settings'], ['tree', 'Tree'], ['cost', 'Cost'], ['ending', 'Ending'], ['wire', 'Wire']];
+
+const store = new Store();
+const memory = { resume: null, key: sessionStorage.getItem('byhand.key'), saved: kept() };
+const live = new Live({
+  key: () => memory.key,
+  onFrame: (frame) => receive(frame),
+  onStatus: (status) => lose(status),
+  onWire: (way, text) => {
+    const line = text.length > LONGEST_WIRE ? `${text.slice(0, LONGEST_WIRE)}… ${text.length} characters` : text;
+    store.dispatch({ event: 'wire', line: `${way} ${line}` });
+  },
+});
+const controller = new Controller(store, live);
+const headers = () => (memory.key ? { Authorization: `Bearer ${memory.key}` } : {});
+const chat = new Chat(store, controller, headers);
+const strip = new Strip(store, controller);
+const next = new Next(store, controller);
+const crank = new Crank(store, controller);
+const tree = new Tree(store, controller);
+const cards = new Cards(store);
+const panels = { settings: new Settings(store, controller), tree, cost: new Cost(), ending: new Ending(), wire: new Wire() };
+strip.onEdit = (at) => crank.write(at);
+new Keys(store, controller, { crank, next });
+
+// Coming, going, and coming back.
+
+function receive(frame) {
+  if (frame.event === 'error' && frame.id !== null && frame.id !== undefined) return; // whoever asked is told
+  if (frame.event === 'hello') memory.saved = { ...memory.saved, resume: memory.resume ?? memory.saved?.resume ?? null };
+  store.dispatch(frame);
+  if (frame.event !== 'hello') return;
+  const token = memory.saved.resume;
+  memory.resume = frame.resume;
+  if (token) comeBack(token);
+}
+
+/** Take the runs over that the last connection left; where the server knows them no more, they stay as records. */
+async function comeBack(token) {
+  const { saved } = memory;
+  memory.saved = null;
+  try {
+    const before = store.state;
+    for (const name of saved.order ?? []) {
+      if (!before.runs[name]) store.dispatch({ event: 'known', name, values: saved.runs[name] });
+    }
+    const frame = await live.send('resume', { token });
+    for (const { run } of frame.runs) await live.send('record', { run });
+    const current = [saved.current, store.state.current, frame.runs.at(-1)?.run].find((name) => store.state.runs[name]?.source === 'live');
+    if (current && (saved.order || !shown(store.state))) {
+      controller.show(current);
+      store.put({ at: saved.at ?? null });
+    }
+    if (saved.order) dropStored(saved.order);
+    store.put({ message: null });
+  } catch (error) {
+    store.dispatch({ event: 'orphaned', recordOf });
+    const hadRuns = store.state.order.some((name) => store.state.runs[name].isOrphan) || saved.order?.length;
+    if (hadRuns) controller.say('The server was started anew. What is on screen is kept, and the next step takes it there.');
+  }
+  remember();
+}
+
+/** The record that stood in for a run while the connection was made. */
+function dropStored(names) {
+  if (!names.length) return;
+  const { state } = store;
+  for (const name of state.order) if (state.runs[name].isStandIn) store.dispatch({ event: 'removed', name });
+  if (store.state.runs[state.current]) store.put({ current: state.current, at: state.at });
+}
+
+function lose(status) {
+  store.put({ connection: status });
+  if (status === 'lost') controller.halt();
+  for (const name of store.state.order) {
+    store.dispatch({ event: 'run', name, values: (run) => (run.status === 'running' ? { status: 'paused' } : {}) });
+  }
+}
+
+function remember() {
+  keep(store.state, memory.resume, chat.messages);
+}
+
+// What is seen.
+
+const TOLD = {
+  connecting: ['', 'Connecting to the model …'],
+  lost: ['error', 'The server does not answer. What is on screen stays, and records can be played; trying again …'],
+};
+
+function bannerNodes(state) {
+  const nodes = [];
+  if (state.connection === 'refused') nodes.push(askKey());
+  else if (TOLD[state.connection]) nodes.push(el('p', { class: TOLD[state.connection][0], text: TOLD[state.connection][1] }));
+  if (state.message) nodes.push(el('p', { class: state.message.kind }, state.message.text, el('button', { type: 'button', 'aria-label': 'dismiss', onclick: () => controller.say(null), text: '×' })));
+  return nodes;
+}
+
+function askKey() {
+  const field = el('input', { type: 'password', 'aria-label': 'API key', autocomplete: 'off' });
+  const form = el('form', { class: 'row' }, el('label', {}, 'This server asks for a key ', field), el('button', { class: 'strong', text: 'Use it' }));
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    memory.key = field.value;
+    sessionStorage.setItem('byhand.key', field.value);
+    store.put({ connection: 'connecting' });
+    live.connect();
+  });
+  return form;
+}
+
+function modelNodes(state) {
+  const run = shown(state);
+  const { model } = state;
+  const isForeign = run && run.source === 'record' && !run.isOrphan;
+  const what = isForeign ? el('span', { class: 'badge', text: run.isStored ? 'a stored run · press → to go on from it' : 'a record' }) : null;
+  if (!model) return [el('b', { text: run?.identity?.name ?? '' }), what].filter(Boolean);
+  const used = run?.tokens.length ?? 0;
+  const meter = el('meter', { min: 0, max: model.context_length, value: used, 'aria-label': 'context used' });
+  return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { text: `${used} of ${model.context_length}` }), what].filter(Boolean);
+}
+
+function renderFrame(state) {
+  fill(byId('banner'), JSON.stringify([state.connection, state.message]), () => bannerNodes(state));
+  const run = shown(state);
+  fill(byId('model'), JSON.stringify([state.model?.name, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
+  for (const view of ['strip', 'chat']) {
+    byId(`${view}-view`).hidden = state.view !== view;
+    byId(`view-${view}`).setAttribute('aria-pressed', String(state.view === view));
+  }
+  byId('crank').hidden = state.view !== 'strip';
+}
+
+function renderPanel(state) {
+  for (const [name] of PANELS) {
+    byId(`tab-${name}`).setAttribute('aria-selected', String(state.panel === name));
+    byId(`tab-${name}`).tabIndex = state.panel === name ? 0 : -1;
+  }
+  const node = byId('panel');
+  node.setAttribute('aria-labelledby', `tab-${state.panel}`);
+  const run = shown(state);
+  const key = [state.panel, run?.steps, run?.tokens, run?.params, run?.finish, run?.status, run?.source, state.settings, state.said, state.tree, state.compare,
+    state.order, state.model, state.panel === 'wire' ? state.wire : null];
+  if (panelKey?.every((value, index) => value === key[index])) return;
+  // Pictures of a long run are drawn a few times a second while it is going, and once when it stands.
+  const isBusy = run?.status === 'running' || state.replay;
+  if (isBusy && performance.now() - drawn < 400 && panelKey[0] === state.panel) {
+    clearTimeout(panelTimer);
+    panelTimer = setTimeout(() => renderPanel(store.state), 450);
+    return;
+  }
+  [panelKey, drawn] = [key, performance.now()];
+  const made = panels[state.panel].render(state);
+  if (made !== node.firstElementChild) node.replaceChildren(made);
+}
+/** While tokens fly past, their candidates are drawn a few times a second: nobody reads faster. */
+function renderNext(state) {
+  const isBusy = shown(state)?.status === 'running' || state.replay;
+  clearTimeout(nextTimer);
+  if (isBusy && state.hover === null && performance.now() - nextDrawn < 150) {
+    nextTimer = setTimeout(() => renderNext(store.state), 160);
+    return;
+  }
+  nextDrawn = performance.now();
+  next.render(state);
+}
+let nextTimer = null;
+let nextDrawn = 0;
+let panelKey = null;
+let panelTimer = null;
+let drawn = 0;
+
+store.listen((state) => {
+  if (state.view === 'strip') {
+    strip.render(state);
+    renderNext(state);
+    crank.render(state);
+    tree.renderTabs(state);
+    cards.render(state);
+    renderPanel(state);
+  } else {
+    chat.render(state);
+  }
+  renderFrame(state);
+});
+
+// What can be done beside the crank.
+
+function openPanel(name) {
+  store.put({ panel: name });
+  if (name === 'tree') controller.refreshTree();
+  if (name === 'ending') controller.did('end');
+  if (name === 'wire') controller.did('wire');
+}
+
+function buildTabs() {
+  const tabs = byId('tabs');
+  tabs.append(...PANELS.map(([name, text]) => el('button', { type: 'button', role: 'tab', id: `tab-${name}`, 'aria-controls': 'panel', onclick: () => openPanel(name), text })));
+  tabs.addEventListener('keydown', (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    const at = PANELS.findIndex(([name]) => name === store.state.panel);
+    const [to] = PANELS[(at + by + PANELS.length) % PANELS.length];
+    openPanel(to);
+    byId(`tab-${to}`).focus();
+  });
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem('byhand.theme', theme);
+}
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+}
+
+function listen() {
+  byId('theme').addEventListener('click', () => setTheme(isDark() ? 'light' : 'dark'));
+  byId('save').addEventListener('click', () => controller.save());
+  byId('share').addEventListener('click', () => controller.share());
+  byId('open').addEventListener('click', () => byId('file').click());
+  byId('file').addEventListener('change', async (event) => {
+    const [file] = event.target.files;
+    if (file) await controller.open(await file.text());
+    event.target.value = '';
+  });
+  for (const view of ['strip', 'chat']) byId(`view-${view}`).addEventListener('click', () => store.put({ view }));
+  const start = () => controller.attempt(() => controller.start({ prompt: byId('prompt').value || byId('prompt').placeholder }));
+  byId('prompt-form').addEventListener('submit', (event) => { event.preventDefault(); start(); });
+  byId('prompt').addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); byId('prompt').blur(); start(); }
+    if (event.key === 'Escape') byId('prompt').blur();
+  });
+  addEventListener('pagehide', remember);
+  addEventListener('hashchange', () => openLink());
+}
+
+// The first thing to see.
+
+async function openLink() {
+  const packed = location.hash.match(/^#run=([\w-]+)$/)?.[1];
+  if (!packed) return false;
+  await controller.attempt(async () => controller.open(await unpack(packed)));
+  return true;
+}
+
+/** The stored run, up to its most open choice: the rest is for the reader. */
+async function openStored() {
+  const answer = await fetch(STORED);
+  const text = await answer.text();
+  const { steps } = JSON.parse(text).record;
+  const doubt = steps.reduce((most, step) => (step.entropy > most.entropy ? step : most), steps[0]);
+  await controller.open(text, { count: doubt.index + 1 });
+  store.dispatch({ event: 'run', name: store.state.current, values: { isStored: true } });
+}
+
+async function openFirst() {
+  const { saved } = memory;
+  store.put({ done: doneBefore() });
+  if (await openLink()) return;
+  if (saved?.record) {
+    await controller.open(JSON.stringify(saved.record), { label: saved.label });
+    store.dispatch({ event: 'run', name: store.state.current, values: { isStandIn: true, isOrphan: true } });
+    store.put({ at: saved.at, view: saved.view, panel: saved.panel, showsIds: saved.showsIds, said: saved.said, speed: saved.speed });
+    byId('speed').value = saved.speed;
+    chat.messages = saved.chat ?? [];
+    chat.draw();
+  } else {
+    await openStored();
+  }
+}
+
+if (localStorage.getItem('byhand.theme')) document.documentElement.dataset.theme = localStorage.getItem('byhand.theme');
+buildTabs();
+listen();
+await openFirst();
+live.connect();

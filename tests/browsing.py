@@ -1,0 +1,127 @@
+"""A real Chromium for tests of the page: the system's own, or the one that Playwright fetches where it may."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MISSING = (
+    "the page's tests need a browser, and none was found: install Chromium or Chrome "
+    "(on Debian: apt install chromium), or run: python -m playwright install chromium"
+)
+SECONDS = 15.0
+
+expect.set_options(timeout=SECONDS * 1000)
+
+
+def launch(playwright: Playwright) -> Browser:
+    """The system's Chromium or Chrome; else Playwright's, fetched once; else a plain word on what is missing."""
+    system = next(filter(None, map(shutil.which, NAMES)), None)
+    if system is not None:
+        return playwright.chromium.launch(executable_path=system)
+    try:
+        return playwright.chromium.launch()
+    except Error:
+        fetch = [sys.executable, "-m", "playwright", "install", "chromium"]
+        if subprocess.run(fetch, capture_output=True, check=False).returncode:
+            pytest.fail(MISSING)
+        return playwright.chromium.launch()
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser that is closed in the end."""
+    with sync_playwright() as playwright:
+        opened = launch(playwright)
+        yield opened
+        opened.close()
+
+
+class Reader:
+    """Somebody who sits before the page: what they do, and what they see."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.faults: list[str] = []
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda said: self.faults.append(said.text) if said.type == "error" else None)
+
+    def visit(self, path: str = "/") -> Reader:
+        """Open the page, and wait until it has both its stored run and its model."""
+        self.page.goto(self.url + path)
+        expect(self.page.locator("#model meter")).to_be_visible()
+        expect(self.page.locator("#banner")).to_be_empty()
+        return self
+
+    def start(self, prompt: str) -> Reader:
+        """Type a prompt and press Enter."""
+        self.page.keyboard.press("/")
+        self.page.fill("#prompt", prompt)
+        self.page.keyboard.press("Enter")
+        expect(self.page.locator("#model .badge")).to_have_count(0)
+        expect(self.page.locator("#next .candidate").first).to_be_visible()
+        return self
+
+    def greedy(self) -> Reader:
+        """From now on the best token is taken."""
+        self.page.click("#greedy")
+        expect(self.page.locator(".setting output").first).to_have_text("0")
+        return self
+
+    def press(self, *keys: str) -> Reader:
+        """Press keys, each when the page has come to rest after the one before."""
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.rest()
+        return self
+
+    def rest(self) -> None:
+        """Wait until what was asked for is there: nothing is pending, and the picture is drawn."""
+        self.page.wait_for_timeout(60)
+        expect(self.page.locator("#run")).to_have_text("▶ Run")
+        self.page.wait_for_function("() => document.body.dataset.busy !== 'true'")
+
+    def step(self, count: int = 1) -> Reader:
+        """Press → this often, and see that many tokens come."""
+        for _ in range(count):
+            before = len(self.tokens)
+            self.page.keyboard.press("ArrowRight")
+            expect(self.page.locator(".cell")).to_have_count(before + 1)
+        return self
+
+    @property
+    def tokens(self) -> list[str]:
+        """The strip, as it is read."""
+        return self.page.locator(".cell .piece").all_inner_texts()
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids under the tokens, which are there when they are asked for or not."""
+        return [int(text or 0) for text in self.page.locator(".cell .id").all_text_contents()]
+
+    def said(self, count: int) -> list[str]:
+        """The predictions under the first tokens."""
+        return self.page.locator(".cell .said").all_text_contents()[:count]
+
+    def text(self, selector: str) -> str:
+        """What stands there, white space made one."""
+        return " ".join(self.page.locator(selector).inner_text().split())
+
+    def candidate(self, index: int) -> Any:
+        """One row of the next token's panel."""
+        return self.page.locator("#next button.candidate").nth(index)
+
+
+def visible(text: str) -> str:
+    """A token's text as the page shows it."""
+    return text.replace(" ", "·").replace("\n", "⏎")
