@@ -223,6 +223,7 @@ def test_a_chosen_candidate_branches_and_the_old_tail_can_be_had_back(reader: Re
     expect(reader.page.locator("#token-8")).to_have_class(re.compile("forced"))
     reader.press("u")
     assert reader.tokens == before
+    expect(reader.page.locator("#branches button").nth(1)).to_have_text("B from 8")
     # Both are there, side by side: where they part, and with what probability.
     reader.page.click("#tab-tree")
     reader.page.get_by_role("button", name="compare with B").click()

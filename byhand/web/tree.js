@@ -12,6 +12,12 @@ export function partAt(one, other) {
   return length;
 }
 
+/** Where a branch left the run that it was forked from. A fork that is rewound first has parted earlier. */
+function leftAt(runs, run) {
+  const parent = runs[run.parent];
+  return parent ? partAt(parent.tokens, run.tokens) : null;
+}
+
 function depthOf(runs, run) {
   return run.parent && runs[run.parent] ? 1 + depthOf(runs, runs[run.parent]) : 0;
 }
@@ -38,10 +44,10 @@ export class Tree {
 
   /** The branches above the strip: there as soon as there are two. */
   renderTabs(state) {
-    const key = JSON.stringify([state.current, state.order.map((name) => [name, state.runs[name].label])]);
+    const key = JSON.stringify([state.current, state.order.map((name) => [name, state.runs[name].label, leftAt(state.runs, state.runs[name])])]);
     fill(this.tabs, key, () => (state.order.length < 2 ? [] : inOrder(state).map((run) => el('button', {
       type: 'button', 'aria-pressed': String(run.name === state.current), onclick: () => this.controller.show(run.name),
-      text: `${run.label}${run.parent ? ` from ${run.at}` : ''}`, title: `run ${run.label}`, 'aria-label': `run ${run.label}`,
+      text: `${run.label}${state.runs[run.parent] ? ` from ${leftAt(state.runs, run)}` : ''}`, title: `run ${run.label}`, 'aria-label': `run ${run.label}`,
     }))));
   }
 
@@ -60,7 +66,7 @@ export class Tree {
     const name = el('td', {}, el('button', { type: 'button', 'aria-pressed': String(isCurrent), onclick: () => this.controller.show(run.name), text: run.label }),
       el('small', { text: ` ${run.source === 'record' ? 'a record' : run.finish ? 'ended' : run.status}` }));
     name.style.paddingInlineStart = `${depthOf(state.runs, run) * 20 + 4}px`;
-    const numbers = [run.at ?? '–', run.tokens.length, held?.computed ?? '–', held?.pages ?? '–', held?.shared ?? '–'];
+    const numbers = [leftAt(state.runs, run) ?? '–', run.tokens.length, held?.computed ?? '–', held?.pages ?? '–', held?.shared ?? '–'];
     const compare = el('button', { type: 'button', disabled: isCurrent, 'aria-label': `compare with ${run.label}`, onclick: () => this.store.put({ compare: run.name }), text: 'Compare' });
     const close = el('button', { type: 'button', disabled: state.order.length < 2, 'aria-label': `close run ${run.label}`, onclick: () => this.controller.close(run.name), text: 'Close' });
     return el('tr', { class: isCurrent ? 'current' : '' }, name, ...numbers.map((value) => el('td', { text: String(value) })), el('td', {}, compare, ' ', close));
