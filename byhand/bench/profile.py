@@ -162,7 +162,8 @@ def _medians(tokens: list[dict[str, float]]) -> dict[str, float]:
 def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
     """Seconds per token of the whole step and of its parts (medians), and of a block's kernels called one by one."""
     clock = Clock()
-    engine, kernels = llm.engine, llm.model.kernels
+    engine = llm.engine
+    kernels: Any = llm.model.kernels
     plain = _medians(_tokens(llm, prompt, count, clock))["step"]
     methods = [name for name in ENGINE if hasattr(engine, name)]
     with ExitStack() as stack:
