@@ -400,6 +400,7 @@ def test_quick(tiny: checkpoints.Source, tmp_path: Path, capsys: pytest.CaptureF
 def test_the_table_and_the_profile(
     tiny: checkpoints.Source, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # on a narrow terminal, wide figures shorten the names
     monkeypatch.setitem(SCENARIOS, "profile", replace(SCENARIOS["profile"], prompt=16, new=3))
     monkeypatch.setitem(SCENARIOS, "decode", DECODE)
     line = ["bench", "--model", str(tiny.folder), "--threads", "1", "--rounds", "1", "--peers", "none"]
