@@ -20,6 +20,7 @@ from byhand.cli.main import build_parser, main
 from byhand.cli.manual import renewed
 from byhand.cli.models import architectures, cached_models
 from byhand.cli.options import given_sampling, model_name, parse_settings, typed_fields
+from byhand.cli.talk import open_model
 from byhand.engine.engine import Engine
 from byhand.run import Run
 from byhand.verify import Report, Row
@@ -624,3 +625,27 @@ def test_terminals_without_unicode(tiny_folder: Path, tmp_path: Path) -> None:
 def test_tokenize_loads_no_torch() -> None:
     code = "import sys; from byhand.cli.main import main; main(['tokenize', 'a']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["run", "x"]])
+def test_every_setting_of_the_model_reaches_it(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    class Told(Exception):
+        """The worker is not started: what it would open is enough."""
+
+    def worker(opener: Any, _: object) -> None:
+        with opener() as llm:
+            opened.append((llm.model.dtype, str(llm.engine.cache.dtype), llm.model.kernels.__name__.split(".")[-1]))
+        raise Told
+
+    monkeypatch.setattr("byhand.engine.worker.Worker", worker)
+    settings = ["--quantize", "int8", "--cache-dtype", "bfloat16", "--kernels", "reference"]
+    arguments = build_parser().parse_args([*command, *settings])
+    if command == ["serve"]:
+        with pytest.raises(Told):
+            arguments.command(arguments)
+    else:
+        with pytest.raises(Told):
+            worker(lambda: open_model(arguments), None)
+    assert opened == [("int8", "torch.bfloat16", "reference")]

@@ -7,16 +7,15 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from byhand.checkpoint import EMBEDDED
 from byhand.cli.options import Commands, UsageError, add_model_options, integer, model_name
-from byhand.cli.talk import INTERRUPTED, talk
+from byhand.cli.talk import INTERRUPTED, open_model, talk
 from byhand.engine.limits import Limits
 
 if TYPE_CHECKING:
     from byhand.engine.worker import Worker
-    from byhand.llm import LLM
     from byhand.server.guard import Rules
 
 LOGS = ("none", "text", "json")
@@ -111,25 +110,6 @@ def served_name(arguments: argparse.Namespace) -> str:
     return Path(name).resolve().name if Path(name).exists() else str(name)
 
 
-def _opener(arguments: argparse.Namespace) -> Any:
-    def open_model() -> LLM:
-        from byhand.llm import LLM
-
-        llm = LLM(
-            model_name(arguments),
-            dtype=arguments.dtype,
-            device=arguments.device,
-            cache_tokens=arguments.cache_tokens,
-            threads=arguments.threads,
-            revision=arguments.revision,
-        )
-        for note in llm.notes:
-            talk(note)
-        return llm
-
-    return open_model
-
-
 def command(arguments: argparse.Namespace) -> int:
     """Serve until a signal says otherwise."""
     limits = limits_from(arguments)
@@ -139,7 +119,7 @@ def command(arguments: argparse.Namespace) -> int:
     from byhand.server import log
 
     log.set_up(arguments.log)
-    worker = Worker(_opener(arguments), limits)
+    worker = Worker(lambda: open_model(arguments), limits)
     worker.opened.add_done_callback(lambda opened: talk("ready") if opened.exception() is None else None)
     try:
         return _serve(arguments, worker, name, rules)

@@ -38,12 +38,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=not in_unicode, allow_nan=False))
 
 
-@contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[LLM]:
-    """The model that the command line names; what it has to say goes to stderr."""
+def open_model(arguments: argparse.Namespace) -> LLM:
+    """The model that the command line names, with all its settings; what it has to say goes to stderr."""
     from byhand.llm import LLM
 
-    with LLM(
+    llm = LLM(
         model_name(arguments),
         dtype=arguments.dtype,
         device=arguments.device,
@@ -55,9 +54,16 @@ def opened(arguments: argparse.Namespace) -> Iterator[LLM]:
         kernels=arguments.kernels,
         prefill=arguments.prefill,
         note=talk,
-    ) as llm:
-        for note in llm.checkpoint.notes:
-            talk(note)
+    )
+    for note in llm.checkpoint.notes:
+        talk(note)
+    return llm
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[LLM]:
+    """The same, closed afterwards."""
+    with open_model(arguments) as llm:
         yield llm
 
 
