@@ -12,8 +12,8 @@ from byhand.kernels import reference
 from byhand.kv_cache import Batch, KVCache
 from byhand.weights import Weight
 
-# Numbers of a mask that are held at once.
-MASK = 2**22
+# Rows, and numbers of their mask, that are held at once: with fewer rows torch's attention gets slower.
+MASKED_ROWS, MASK = 256, 2**21
 
 
 def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -44,7 +44,7 @@ def attention(q: Tensor, cache: KVCache, layer: int, batch: Batch, *, scale: flo
     for run, context in enumerate(batch.context_lens):
         start, end = batch.query_starts[run], batch.query_starts[run + 1]
         first = context - (end - start)  # the position of the run's first query
-        step = end - start if first == 0 and window is None else max(1, MASK // context)
+        step = end - start if first == 0 and window is None else max(1, min(MASKED_ROWS, MASK // context))
         for row in range(start, end, step):
             stop = min(row + step, end)
             place = first + row - start
@@ -56,16 +56,22 @@ def _attend(
     q: Tensor, cache: KVCache, layer: int, pages: tuple[int, ...], first: int, window: int | None, scale: float
 ) -> Tensor:
     """Attention of one run's rows, the first of which is at position `first`."""
-    size, high = cache.pool.page_size, first + len(q)
+    (rows, heads, head_dim), size, high = q.shape, cache.pool.page_size, first + len(q)
     low = 0 if window is None else max(0, first - window + 1) // size * size
     keys, values = reference.gather(cache, layer, pages, low, high)
-    group = q.shape[1] // keys.shape[1]
-    keys, values = (x.transpose(0, 1).repeat_interleave(group, 0)[None] for x in (keys, values))
+    # Heads that share their keys see them by a view: a copy for each would be the largest thing here.
+    shared = (keys.shape[1], heads // keys.shape[1], -1, -1)
+    keys, values = (x.transpose(0, 1)[:, None].expand(shared) for x in (keys, values))
     mask = None
     if low or first or window is not None:
-        distances = torch.arange(low, high) - torch.arange(first, high)[:, None]
-        mask = distances <= 0 if window is None else (distances <= 0) & (distances > -window)
+        theirs, own = torch.arange(low, high), torch.arange(first, high)[:, None]
+        mask = theirs <= own if window is None else (theirs <= own) & (theirs > own - window)
     found = functional.scaled_dot_product_attention(
-        q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, scale=scale
+        q.view(rows, *shared[:2], head_dim).permute(1, 2, 0, 3),
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
     )
-    return found[0].transpose(0, 1)
+    return found.permute(2, 0, 1, 3).reshape(rows, heads, head_dim)
