@@ -8,7 +8,9 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +21,7 @@ from byhand import LLM, SamplingParams
 from byhand.engine.events import Event, Failed, Finished, Stepped
 from byhand.engine.jobs import Job, Ticket
 from byhand.engine.limits import Limits
+from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Scheduler, schedule
 from byhand.engine.state import RunState
 from byhand.engine.turns import Turns
@@ -30,9 +33,13 @@ from tests.conftest import tiny_llama
 TIE = 1e-4
 
 
-def bare_run(length: int, computed: int = 0) -> RunState:
-    """A run with nothing but ids."""
-    return RunState([5] * length, length, SamplingParams(seed=0), 0, cast(Any, None), computed=computed)
+NUMBERS = count()
+
+
+def bare_run(length: int, ids: list[int] | None = None) -> RunState:
+    """A run with nothing but ids; those that are not given are like no other's."""
+    ids = [next(NUMBERS)] * length if ids is None else ids
+    return RunState(ids, len(ids), SamplingParams(seed=0), 0, cast(Any, None))
 
 
 # One pass.
@@ -45,7 +52,7 @@ def bare_run(length: int, computed: int = 0) -> RunState:
 )
 def test_a_pass_is_bounded_and_serves_streams_first(lengths: list[int], max_rows: int, mixed_rows: int) -> None:
     runs = [bare_run(length) for length in lengths]
-    chunks = schedule(runs, max_rows, mixed_rows)
+    chunks = schedule(runs, max_rows, PAGE_SIZE, mixed_rows)
     assert sum(chunk.rows for chunk in chunks) <= max_rows
     assert [chunk.run for chunk in chunks] == [run for run in runs if run in {chunk.run for chunk in chunks}]
     assert all(chunk.start == 0 and 1 <= chunk.rows <= len(chunk.run.ids) for chunk in chunks)
@@ -62,8 +69,73 @@ def test_a_pass_is_bounded_and_serves_streams_first(lengths: list[int], max_rows
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     long, short = bare_run(1000), bare_run(20)
-    rows = {chunk.run: chunk.rows for chunk in schedule([long, short], 100)}
+    rows = {chunk.run: chunk.rows for chunk in schedule([long, short], 100, PAGE_SIZE)}
     assert rows == {long: 80, short: 20}
+
+
+# Prompts that begin alike, at the same moment.
+
+
+def rows_of(runs: list[RunState], *limits: int) -> list[int]:
+    rows = {chunk.run: chunk.rows for chunk in schedule(runs, limits[0], PAGE_SIZE, *limits[1:])}
+    return [rows.get(run, 0) for run in runs]
+
+
+def test_a_run_sits_out_what_an_older_one_computes() -> None:
+    ids = list(range(60))
+    assert rows_of([bare_run(0, ids), bare_run(0, ids), bare_run(0, [*ids[:48], 1, 2])], 512) == [60, 0, 0]
+    assert rows_of([bare_run(0, ids), bare_run(0, ids), bare_run(40)], 64) == [32, 0, 32]  # the room is others'
+    assert rows_of([bare_run(9), bare_run(0, ids), bare_run(0, ids)], 512) == [9, 60, 0]
+
+
+def test_a_run_that_would_fall_behind_does_not_wait() -> None:
+    ids = list(range(60))
+    mostly_other = [*ids[:16], *range(100, 150)]
+    assert rows_of([bare_run(0, ids), bare_run(0, mostly_other)], 512) == [60, 66]
+    assert rows_of([bare_run(0, ids[:12]), bare_run(0, ids[:12])], 512) == [12, 12]  # no page is full
+    long, short = bare_run(0, list(range(1000))), bare_run(0, list(range(90)))
+    assert rows_of([bare_run(300), long, short], 200) == [100, 10, 90]  # the older one would not get that far
+    watched = bare_run(0, ids)
+    watched.watch = 1
+    assert rows_of([bare_run(0, ids), watched], 512) == [60, 60]  # it needs every row itself
+
+
+def computed_in_passes(prompts: list[list[int]], max_rows: int) -> list[list[int]]:
+    """For each pass the rows of every run; pages are as the engine keeps them, and nothing is computed."""
+    pager = Pager(cast(Any, SimpleNamespace(pool=PagePool(200, PAGE_SIZE))), b"root")
+    runs = [bare_run(0, ids) for ids in prompts]
+    passes: list[list[int]] = []
+    while waiting := [run for run in runs if run.uncomputed]:
+        for run in waiting:
+            pager.adopt_prefix(run)
+        passes.append([0] * len(runs))
+        for chunk in schedule(waiting, max_rows, PAGE_SIZE):
+            pager.reserve(chunk.run, chunk.end)
+            chunk.run.computed = chunk.end
+            pager.publish(chunk.run)
+            passes[-1][runs.index(chunk.run)] = chunk.rows
+    return passes
+
+
+def test_a_follower_keeps_up_with_the_older_one_chunk_by_chunk() -> None:
+    passes = computed_in_passes([list(range(100))] * 3, 40)
+    assert passes == [[40, 0, 0], [40, 0, 0], [20, 0, 0], [0, 4, 4]]
+
+
+@given(
+    parts=st.lists(st.tuples(st.sampled_from([0, 10, 40, 150]), st.integers(1, 80)), min_size=1, max_size=8),
+    max_rows=st.integers(8, 256),
+)
+def test_sharing_saves_rows_and_stops_nobody(parts: list[tuple[int, int]], max_rows: int) -> None:
+    """`parts`: how much of the common beginning a prompt has, and of its own."""
+    alike = [[*range(common), *([next(NUMBERS) + 1000] * own)] for common, own in parts]
+    passes = computed_in_passes(alike, max_rows)
+    tokens = sum(map(len, alike))
+    assert all(0 < sum(rows) <= max_rows for rows in passes)
+    assert sum(map(sum, passes)) <= tokens
+    assert len(passes) <= -(-tokens // max_rows) + 2
+    oldest_ends = max(number for number, rows in enumerate(passes, 1) if rows[0])
+    assert oldest_ends <= -(-len(alike[0]) // (max_rows // 2))
 
 
 # Who is let in, and who gives way.
@@ -190,6 +262,7 @@ def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, i
         if len(tickets) < count and dice.random() < 0.4:
             start = [] if tight else dice.choice([[], base[:40], base[: dice.randint(1, 60)]])
             ids = [*start, *dice.choices(range(2, 384), k=dice.randint(1, 9 if tight else 50))]
+            ids = dice.choice(tickets)[2] if tickets and dice.random() < 0.2 else ids  # the same as another's
             params = SamplingParams(
                 temperature=dice.choice([0.0, 1.0]),
                 seed=dice.randint(0, 99),
@@ -298,14 +371,8 @@ def test_the_same_tokens_alone_and_in_company_of_200() -> None:
     alike_in_company(200, 64, [1, 4, 16, 32])
 
 
-def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp_path: Path) -> None:
-    llm = LLM(tiny_llama(tmp_path / "long", max_position_embeddings=4352))
-    hall = Hall(llm, mixed_rows=128)
-    params = SamplingParams(max_tokens=60, ignore_eos=True)
-    streams = [hall.submit([5 + i] * 10, params)[1] for i in range(3)]
-    for _ in range(3):
-        hall.turn()
-    before = hall.taken
+def counted_rows(llm: LLM) -> list[int]:
+    """The rows of every pass from now on."""
     rows: list[int] = []
     forward = llm.engine.forward
 
@@ -314,6 +381,18 @@ def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp
         return forward(chunks, **options)
 
     llm.engine.forward = counting  # type: ignore[method-assign]
+    return rows
+
+
+def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp_path: Path) -> None:
+    llm = LLM(tiny_llama(tmp_path / "long", max_position_embeddings=4352))
+    hall = Hall(llm, mixed_rows=128)
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    streams = [hall.submit([5 + i] * 10, params)[1] for i in range(3)]
+    for _ in range(3):
+        hall.turn()
+    before = hall.taken
+    rows = counted_rows(llm)
     _, late = hall.submit(random.Random(1).choices(range(2, 384), k=4000), params)
     while not late.steps[0]:
         hall.turn()
@@ -339,6 +418,36 @@ def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -
     [ended] = fan.endings()
     assert isinstance(ended, Finished)
     assert ended.usage.cached_tokens == 96
+
+
+def test_equal_prompts_at_the_same_moment_are_computed_once(tiny_folder: Path) -> None:
+    ids = random.Random(5).choices(range(2, 384), k=100)
+    params = SamplingParams(n=3, max_tokens=5, temperature=1.0, seed=1, ignore_eos=True)
+    alone = LLM(tiny_folder)
+    expected = [[step.token.id for step in alone.start_run(ids, params, seed=1, choice=number)] for number in range(3)]
+    llm = LLM(tiny_folder)
+    hall, rows = Hall(llm), counted_rows(llm)
+    fans = [hall.submit(ids, params)[1] for _ in range(4)]
+    hall.submit([*ids[:80], 7], SamplingParams(max_tokens=1))
+    hall.turn()
+    assert rows == [100]
+    hall.turn()
+    assert rows[1] == 1 + 3 * 4 + 1  # the first one's next token; what no full page holds of the others
+    hall.finish()
+    for fan in fans:
+        assert [[step.token.id for _, step in fan.steps[number]] for number in range(3)] == expected
+    cached = [event.usage.cached_tokens for fan in fans for event in fan.endings() if isinstance(event, Finished)]
+    assert cached == [0] * 3 + [96] * 9
+    assert hall.turns.meter.cached_tokens == 3 * 96 + 80
+
+
+def test_equal_prompts_of_one_call_are_computed_once(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder)
+    rows = counted_rows(llm)
+    runs = llm.generate([[9] * 90] * 3, SamplingParams(max_tokens=1))
+    assert sum(rows) == 90 + 2 * (90 - 80)
+    assert isinstance(runs, list)
+    assert [run.usage.cached_tokens for run in runs] == [0, 80, 80]
 
 
 def test_the_scheduler_and_the_worker_load_no_torch() -> None:

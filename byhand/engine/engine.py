@@ -73,7 +73,6 @@ class Engine:
             run = RunState(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
             if reuse:
                 self.pager.adopt_prefix(run)
-                run.cached = run.computed
             self.check_length(run)
             return run
 
@@ -142,7 +141,7 @@ class Engine:
             younger = runs[runs.index(run) + 1 :]
             return next((other for other in reversed(younger) if other.pages), None)
 
-        planned = schedule(self.align(waiting), self.max_rows)
+        planned = schedule(self.align(waiting), self.max_rows, PAGE_SIZE)
         chunks = self.reserve(planned, youngest)
         if planned and not chunks:
             raise self.pager.out_of_pages()
@@ -150,12 +149,12 @@ class Engine:
             self.compute(chunks, [])
 
     def align(self, runs: Sequence[RunState]) -> list[RunState]:
-        """The runs that need a pass. One whose next logits are gone computes the token before them once more."""
+        """The runs that need a pass, with all pages that are known by now; logits that are gone are computed again."""
         waiting = []
         for run in runs:
-            needed = run.next_needed
-            if needed is not None:
+            if (needed := run.next_needed) is not None:
                 self.pager.truncate(run, needed)
+                self.pager.adopt_prefix(run)
                 waiting.append(run)
         return waiting
 
@@ -255,7 +254,7 @@ class Engine:
         """
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         while run.uncomputed:
-            chunks = self.reserve(schedule([run], self.max_rows), lambda _: None)
+            chunks = self.reserve(schedule([run], self.max_rows, PAGE_SIZE), lambda _: None)
             if not chunks:
                 raise self.pager.out_of_pages()
             [chunk] = chunks

@@ -17,12 +17,15 @@ class Pager:
         self.root = root
 
     def adopt_prefix(self, run: RunState) -> None:
-        """Take the longest chain of known full pages that holds the start of a run without pages.
+        """Take the longest chain of known full pages that goes on where the run's own pages end.
 
-        Positions whose logits are wanted stay uncomputed, the last token at least, so that a pass gives them.
+        Positions whose logits are wanted stay uncomputed, the last token at least, so that a pass gives them. A page
+        that the run has begun it fills itself.
         """
+        if run.computed != len(run.pages) * PAGE_SIZE:
+            return
         needed = run.next_needed
-        for index in range((len(run.ids) - 1 if needed is None else needed) // PAGE_SIZE):
+        for index in range(len(run.pages), (len(run.ids) - 1 if needed is None else needed) // PAGE_SIZE):
             name = self._name(run, index)
             page = self.pool.find(name)
             if page is None:
@@ -30,7 +33,10 @@ class Pager:
             self.pool.share(page)
             run.pages.append(page)
             run.page_names.append(name)
-        run.computed = len(run.pages) * PAGE_SIZE
+        adopted = len(run.pages) * PAGE_SIZE - run.computed
+        run.computed += adopted
+        if not run.generated and not run.work.computed:
+            run.cached = min(run.computed, run.cached + adopted)
 
     def reserve(self, run: RunState, end: int) -> None:
         """Make the pages of tokens `computed` to `end` the run's own to write; OutOfPages leaves the list true."""

@@ -33,13 +33,22 @@ def phase(positions_computed: int) -> str:
     return "prefill" if positions_computed > 1 else "decode"
 
 
-def schedule(runs: Sequence[RunState], max_rows: int, mixed_rows: int | None = None) -> list[Chunk]:
+def schedule(runs: Sequence[RunState], max_rows: int, page_size: int, mixed_rows: int | None = None) -> list[Chunk]:
     """Fill a pass of at most `max_rows` tokens; the chunks stand in the order of `runs`, which is by age.
 
     Runs with one token to compute are served first: a long prompt must not stall those that are streaming, and beside
     them it gets no more than what is left of `mixed_rows`. Of the others the oldest is sure of half of what is left;
-    the rest goes to the shortest, so that a short prompt need not wait for a long one to end.
+    the rest goes to the shortest, so that a short prompt need not wait for a long one to end. A run whose tokens an
+    older one computes in this very pass sits it out: it takes over the pages afterwards.
     """
+    chunks = _fill(runs, max_rows, mixed_rows)
+    while idle := _repeated(chunks, page_size):
+        runs = [run for run in runs if run not in idle]
+        chunks = _fill(runs, max_rows, mixed_rows)  # what is left to the others, the older ones included, only grows
+    return chunks
+
+
+def _fill(runs: Sequence[RunState], max_rows: int, mixed_rows: int | None) -> list[Chunk]:
     rows = dict.fromkeys([run for run in runs if run.uncomputed == 1][:max_rows], 1)
     longer = [run for run in runs if run.uncomputed > 1]
     room = (max_rows if mixed_rows is None or not rows else min(max_rows, mixed_rows)) - len(rows)
@@ -52,6 +61,21 @@ def schedule(runs: Sequence[RunState], max_rows: int, mixed_rows: int | None = N
             rows[run] = rows.get(run, 0) + more
             room -= more
     return [Chunk(run, run.computed, run.computed + rows[run]) for run in runs if rows.get(run)]
+
+
+def _repeated(chunks: Sequence[Chunk], page_size: int) -> set[RunState]:
+    """The runs of which an older chunk computes, in full pages, at least half of what they would: none falls behind."""
+    oldest: dict[tuple[int, ...], Chunk] = {}  # by the place and the ids of the page in which a chunk begins
+    repeated = set()
+    for chunk in chunks:
+        if chunk.rows > 1:
+            run, page = chunk.run, chunk.start // page_size * page_size
+            older = oldest.setdefault((page, *run.ids[page : page + page_size]), chunk)
+            end = -(-(chunk.start + chunk.rows // 2) // page_size) * page_size
+            found = page == chunk.start < end <= min(older.end, run.next_needed or 0)
+            if older is not chunk and found and older.run.ids[:end] == run.ids[:end]:
+                repeated.add(run)
+    return repeated
 
 
 class Scheduler:
@@ -120,7 +144,7 @@ class Scheduler:
 
     def plan(self, runs: Sequence[RunState]) -> list[Chunk]:
         """The chunks of the next pass over `runs`, those of the running that need one."""
-        return schedule(runs, self._max_rows, self._mixed_rows)
+        return schedule(runs, self._max_rows, self._pool.page_size, self._mixed_rows)
 
     def victim(self, run: RunState) -> RunState | None:
         """Who gives its pages up for this run: those at rest, then those that wait, then the youngest that is younger.

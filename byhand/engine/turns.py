@@ -168,7 +168,6 @@ class Turns:
                 job.was_admitted = True
                 run.cached = min(run.computed, run.prompt_length)
                 self.meter.prompt_tokens += run.prompt_length
-                self.meter.cached_tokens += run.cached
 
     def _compute(self) -> list[Chunk]:
         """Reserve and run one pass, and tell what its rows said."""
@@ -203,6 +202,7 @@ class Turns:
         job = self.jobs.get(run)
         done = min(chunk.end, run.prompt_length)
         if job is not None and done > job.shown and not run.generated:
+            self.meter.cached_tokens += run.cached if job.shown < 0 else 0
             job.shown = done
             self.emit(job.ticket, Progress(job.choice, done, run.prompt_length))
 
