@@ -61,7 +61,10 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A run as it was: settings, ids, and every Step. `settings` holds (index of the first step, parameters)."""
+    """A run as it was: settings, ids, and every Step. `settings` holds (index of the first step, parameters).
+
+    `missing`, parallel to it, are the names of stages of the user's that the file could not hold.
+    """
 
     model: ModelIdentity
     seed: int
@@ -75,6 +78,7 @@ class Record:
     usage: Usage
     created: str
     byhand: str
+    missing: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def of(cls, run: Run, identity: ModelIdentity) -> Record:
@@ -115,6 +119,11 @@ class Record:
         """The settings of step `index`."""
         return [params for first, params in self.settings if first <= index][-1]
 
+    def missing_at(self, index: int) -> tuple[str, ...]:
+        """The names of the user's stages that step `index` was made with, and that are not here."""
+        past = [names for (first, _), names in zip(self.settings, self.missing, strict=False) if first <= index]
+        return past[-1] if past else ()
+
     def to_json(self) -> Json:
         """The document."""
         return {
@@ -125,7 +134,10 @@ class Record:
             "model": {name: getattr(self.model, name) for name in ModelIdentity.__slots__},
             "seed": self.seed,
             "choice": self.choice,
-            "settings": [{"from": first, "params": params.to_json()} for first, params in self.settings],
+            "settings": [
+                {"from": first, "params": params.to_json() | ({"stages": list(names)} if names else {})}
+                for (first, params), names in zip_longest(self.settings, self.missing, fillvalue=())
+            ],
             "prompt": [token_to_json(token) for token in self.prompt],
             "ids": self.ids,
             "text": self.text,
@@ -164,11 +176,12 @@ class Record:
             raise RecordError(f"the record is of version {at.get('version', int)}; this byhand reads {VERSION}")
         if at.get("choice", int) < 0:
             raise RecordError(f"record.choice is {at.get('choice', int)}; it counts from 0")
+        settings, missing = _settings_from_json(at)
         record = cls(
             model=_identity_from_json(Reader(at.raw("model"), "record.model")),
             seed=at.get("seed", int),
             choice=at.get("choice", int),
-            settings=_settings_from_json(at),
+            settings=settings,
             prompt=tuple(token_from_json(item) for item in at.objects("prompt")),
             steps=tuple(step_from_json(item) for item in at.objects("steps")),
             text=at.get("text", str),
@@ -177,6 +190,7 @@ class Record:
             usage=_usage_from_json(Reader(at.raw("usage"), "record.usage")),
             created=at.get("created", str),
             byhand=at.get("byhand", str),
+            missing=missing,
         )
         _check_consistent(record, at)
         return record
@@ -199,18 +213,20 @@ def _identity_from_json(at: Reader) -> ModelIdentity:
     return ModelIdentity(*(at.get(name, str) for name in ModelIdentity.__slots__))
 
 
-def _settings_from_json(at: Reader) -> tuple[tuple[int, SamplingParams], ...]:
-    settings = []
+def _settings_from_json(at: Reader) -> tuple[tuple[tuple[int, SamplingParams], ...], tuple[tuple[str, ...], ...]]:
+    settings, missing = [], []
     for item in at.objects("settings"):
+        given = item.get("params", dict)
         try:
-            # A function of the user's stands in the file by name only; without it the numbers after it differ.
-            values = {name: value for name, value in item.get("params", dict).items() if name != "stages"}
+            # A function of the user's stands in the file by name only.
+            values = {name: value for name, value in given.items() if name != "stages"}
             settings.append((item.get("from", int), SamplingParams.from_json(values)))
         except BadRequest as error:
             raise RecordError(f"{item.where}.params: {error}") from None
+        missing.append(tuple(Reader(given, f"{item.where}.params").items("stages", str) if "stages" in given else ()))
     if not settings or settings[0][0] != 0:
         raise RecordError("record.settings does not begin at step 0")
-    return tuple(settings)
+    return tuple(settings), tuple(missing) if any(missing) else ()
 
 
 def _usage_from_json(at: Reader) -> Usage:
@@ -250,7 +266,8 @@ class Difference:
 def replay(record: Record, llm: LLM) -> list[Difference]:
     """Run a record again, teacher-forced: each step sees the recorded ids, and its numbers are compared.
 
-    A step whose token differs is one Difference (`field` "token"), and the recorded token is put in its place.
+    A step whose token differs is one Difference (`field` "token"), and the recorded token is put in its place. Of a
+    step that was made with a stage of the user's, which a file does not hold, only the raw numbers are compared.
     """
     run = llm.start_run(record.prompt_ids, record.settings[0][1], seed=record.seed, choice=record.choice)
     differences: list[Difference] = []
@@ -258,37 +275,40 @@ def replay(record: Record, llm: LLM) -> list[Difference]:
         params = record.params_at(step.index)
         if params != run.params:
             run.set(**{name: getattr(params, name) for name in params.to_json() if name != "stages"})
-        now = _make_again(run, step)
-        differences += _compare(step, now)
+        is_raw = bool(record.missing_at(step.index))
+        now = _make_again(run, step, is_raw)
+        differences += _compare(step, now, is_raw)
         if now.token.id != step.token.id:
             run.rewind(1)
             run.insert([step.token.id])
     return differences
 
 
-def _make_again(run: Run, step: Step) -> Step:
-    if step.forced or run.finish_reason is not None:
+def _make_again(run: Run, step: Step, is_raw: bool) -> Step:
+    if step.forced or is_raw or run.finish_reason is not None:
         return run.insert([step.token.id])[-1]
     return run.step()
 
 
-def _compare(then: Step, now: Step) -> Iterator[Difference]:
+def _compare(then: Step, now: Step, is_raw: bool) -> Iterator[Difference]:
     pairs: list[tuple[str, Any, Any]] = [("token", then.token.id, now.token.id), ("rank", then.rank, now.rank)]
     names = ("logprob", "entropy", "margin", "tail_mass")
     pairs += [(name, getattr(then, name), getattr(now, name)) for name in names]
     if then.draw and now.draw:
         pairs += [(f"draw.{name}", getattr(then.draw, name), getattr(now.draw, name)) for name in ("u", "low", "high")]
     for place, (before, after) in enumerate(zip_longest(then.top, now.top)):
-        pairs += _candidate_pairs(place, before, after)
+        pairs += _candidate_pairs(place, before, after, is_raw)
     for name, recorded, again in pairs:
         if not _agree(recorded, again):
             yield Difference(then.index, name, recorded, again)
 
 
-def _candidate_pairs(place: int, then: Candidate | None, now: Candidate | None) -> list[tuple[str, Any, Any]]:
+def _candidate_pairs(
+    place: int, then: Candidate | None, now: Candidate | None, is_raw: bool
+) -> list[tuple[str, Any, Any]]:
     if then is None or now is None:
         return [(f"top[{place}]", then and then.token.id, now and now.token.id)]
-    names = ("logprob", "prob", "removed_by")
+    names = ("logprob",) if is_raw else ("logprob", "prob", "removed_by")
     ids = [(f"top[{place}].id", then.token.id, now.token.id)]
     return ids + [(f"top[{place}].{name}", getattr(then, name), getattr(now, name)) for name in names]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def test_a_stage_of_the_users_stands_in_the_record_by_name(llm: LLM, tmp_path: P
     record = Record.load(tmp_path / "run.json")
     assert record.ids == run.ids
     assert record.steps[0].chain[-1].name == "no_dog"
+
+
+def test_a_stage_that_a_file_cannot_hold_leaves_the_raw_numbers_to_compare(llm: LLM, tmp_path: Path) -> None:
+    def other(ids: Any, logits: Any) -> Any:
+        logits[logits.argmax()] = -float("inf")
+        return logits
+
+    run = llm.start("the quick brown fox", SamplingParams(max_tokens=6, seed=3, temperature=0.8, stages=(other,)))
+    list(run)
+    run.record().save(tmp_path / "run.json")
+    record = Record.load(tmp_path / "run.json")
+    assert record.missing == (("other",),)
+    assert record.to_json() == json.loads((tmp_path / "run.json").read_text())
+    assert replay(run.record(), llm) == []  # the function itself is here, and all is compared
+    assert replay(record, llm) == []
+    wrong = dataclasses.replace(record, steps=(dataclasses.replace(record.steps[0], entropy=9.0), *record.steps[1:]))
+    assert [(found.index, found.field) for found in replay(wrong, llm)] == [(0, "entropy")]
 
 
 def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def _check(record: Record, arguments: argparse.Namespace) -> int:
     with opened(arguments) as llm:
         if llm.identity.digest != record.model.digest:
             talk(f"the record was made by another model: {record.model.name}, {record.model.digest}")
+        if names := sorted({name for names in record.missing for name in names}):
+            talk(
+                f"the run had stages of its user's ({', '.join(names)}), which a record keeps by name only: "
+                "of their steps only the raw numbers are compared"
+            )
         differences = replay(record, llm)
         name = llm.name
     if arguments.json:
