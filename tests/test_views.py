@@ -16,13 +16,25 @@ from byhand.cli import words
 from byhand.cli.options import UsageError
 from byhand.cli.views.candidates import measures, pass_line, print_candidates, print_chain
 from byhand.cli.views.checking import print_differences
+from byhand.cli.views.facts import print_models
 from byhand.cli.views.pieces import columns, fit, fit_end, fit_start, one_line, piece, plain_piece, text_of
 from byhand.cli.views.reading import print_reading, print_tokens
 from byhand.cli.views.safe import safe, safe_line
 from byhand.cli.views.settings import settings_in_words
 from byhand.cli.views.streaming import Flow, StepLines, rate
 from byhand.cli.views.strip import cells, print_strip, step_style
-from byhand.cli.views.terminal import ASCII, MODEL_BAR, UNICODE, Screen, bar, chance, glyphs, percent, probability_style
+from byhand.cli.views.terminal import (
+    ASCII,
+    MODEL_BAR,
+    UNICODE,
+    Screen,
+    bar,
+    chance,
+    glyphs,
+    percent,
+    print_pairs,
+    probability_style,
+)
 from byhand.record import Difference
 from byhand.sampling.params import SamplingParams
 from byhand.types import Candidate, ChainStage, Draw, Position, Reading, Step, Token
@@ -476,3 +488,15 @@ def test_rates() -> None:
     assert rate(steps, "prefill") == "prefill 10 tokens, 10/s"
     assert rate([make_step(["a"], seconds=0.0)], "decode") == "decode 1 token"
     assert exp(make_step(["a"]).logprob) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("width", [30, 60, 100])
+def test_labels_beside_their_texts_end_without_spaces(width: int) -> None:
+    out = io.StringIO()
+    print_pairs(Screen(out, width=width), words.HELP)
+    print_models(Screen(out, width=width), {"architectures": {"opt": "opt.py"}, "embedded": "tiny", "cached": []})
+    lines = out.getvalue().splitlines()
+    assert not [line for line in lines if line != line.rstrip()]
+    assert max(map(len, lines)) <= width
+    told = " ".join(out.getvalue().split())
+    assert all(meaning.split()[0] in told and typed.split()[0] in told for typed, meaning in words.HELP)

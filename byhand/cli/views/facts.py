@@ -8,21 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from byhand.cli.views.safe import safe_line
-from byhand.cli.views.terminal import BAD, QUIET
+from byhand.cli.views.terminal import BAD, QUIET, print_beside
 
 # What a generation_config.json holds beside sampling settings.
 _NO_SETTING = ("token_id", "transformers_version", "_from_model_config", "cache", "output_", "return_dict")
-
-
-def _print(console: Console, facts: list[tuple[str, Text | str]]) -> None:
-    # Line by line, for a table would fill its last column with spaces.
-    left = max(len(label) for label, _ in facts) + 2
-    for label, value in facts:
-        text = value if isinstance(value, Text) else Text(safe_line(value))
-        for number, line in enumerate(text.wrap(console, max(1, console.width - left), overflow="fold")):
-            line.rstrip()
-            beside = Text(("" if number else label).ljust(left), style=QUIET, end="")
-            console.print(beside.append_text(line), soft_wrap=True)
 
 
 def print_models(console: Console, facts: dict[str, Any]) -> None:
@@ -34,13 +23,14 @@ def print_models(console: Console, facts: dict[str, Any]) -> None:
     embedded = Text(facts["embedded"]).append("  used when no model is named", style=QUIET)
     empty = Text("nothing yet: a hub id is fetched when it is first opened", style=QUIET)
     cached = [Text(safe_line(name)) for name in facts["cached"]] or [empty]
-    _print(
+    print_beside(
         console,
         [
             ("architectures", Text("\n").join(known)),
             ("embedded", embedded),
             ("in the cache", Text("\n").join(cached)),
         ],
+        QUIET,
     )
 
 
@@ -54,7 +44,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
         for name, value in facts["generation_config"].items()
         if not any(word in name for word in _NO_SETTING)
     ]
-    _print(
+    print_beside(
         console,
         [
             ("name", facts["name"]),
@@ -68,6 +58,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
             ("sampling", ", ".join(settings) or "nothing suggested"),
             *_quality(facts),
         ],
+        QUIET,
     )
 
 

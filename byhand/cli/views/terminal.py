@@ -10,8 +10,9 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
+
+from byhand.cli.views.safe import safe_line
 
 # Mid tones, legible on black and on white; Rich maps them to what a poorer terminal has.
 MODEL_BAR = Style(color="#4f8fd0")
@@ -112,14 +113,20 @@ def bar(probability: float, width: int, style: Style, marks: Glyphs) -> Text:
     return Text(text.ljust(width), style=style, no_wrap=True, end="")
 
 
+def print_beside(console: Console, rows: Sequence[tuple[str, Text | str]], style: Style) -> None:
+    """Labels in this style, and beside each its text, broken where the console ends."""
+    # Line by line, for a table would fill its last column with spaces.
+    left = max(len(label) for label, _ in rows) + 2
+    for label, value in rows:
+        text = value if isinstance(value, Text) else Text(safe_line(value))
+        for number, line in enumerate(text.wrap(console, max(1, console.width - left), overflow="fold")):
+            line.rstrip()
+            console.print(Text.assemble((("" if number else label).ljust(left), style), line), soft_wrap=True)
+
+
 def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     """What can be typed and what it means, in two columns."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style=STRONG, no_wrap=True)
-    table.add_column()
-    for typed, meaning in pairs:
-        table.add_row(f"  {typed}", meaning)
-    console.print(table)
+    print_beside(console, [(f"  {typed}", meaning) for typed, meaning in pairs], STRONG)
 
 
 def legend() -> Text:
