@@ -78,24 +78,27 @@ def _plan(tensors: dict[str, StoredTensor], dtype: torch.dtype | None = None) ->
 
 def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]:
     """The codes, which are made and written block by block, and the scales, which come of that and are written next."""
-    scales: list[torch.Tensor] = []
+    parts = parts_of(form, weight.shape)
+    kept: list[torch.Tensor] = []
 
     def codes() -> Iterator[torch.Tensor]:
+        # Laid out at once: many small pieces that stay, among large ones that go, would leave the heap in splinters.
+        scales, row = torch.empty(parts[1].shape, dtype=parts[1].dtype), 0
+        kept.append(scales)
         try:
             for some_codes, some_scales in quantize_blocks(weight, form):
-                scales.append(some_scales)
+                scales[row : row + len(some_scales)] = some_scales
+                row += len(some_scales)
                 yield some_codes
         except BadWeights as error:
             raise BadWeights(f"`{name}`: {error.message}") from error
 
     def kept_scales() -> Iterator[torch.Tensor]:
-        while scales:
-            yield scales.pop(0)
+        yield kept.pop()
 
     made: tuple[Callable[[], Iterator[torch.Tensor]], ...] = (codes, kept_scales)
     first, second = (
-        Planned(name + part.suffix, part.dtype, part.shape, pieces)
-        for part, pieces in zip(parts_of(form, weight.shape), made, strict=True)
+        Planned(name + part.suffix, part.dtype, part.shape, pieces) for part, pieces in zip(parts, made, strict=True)
     )
     return first, second
 

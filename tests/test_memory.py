@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from byhand.bench import checkpoints
+from byhand.bench.shapes import SHAPES, tensors_of
 from byhand.kv_cache import KVCache, LayerSpec
 from byhand.shards import Planned, write_shards
 from byhand.weights import parts_of
@@ -22,9 +25,17 @@ from tests.conftest import write_tokenizer
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's /proc")
 
 MB = 1e6
-# `make test` and `make campaign`: hidden, inner, layers, vocabulary. 14 and 267 million weights.
-SMALL = (512, 1536, 3, 8192)
-LARGE = (1024, 4096, 12, 64000)
+
+
+def shape_of(hidden: int, inner: int, layers: int, vocab: int) -> dict[str, Any]:
+    """A Llama's config.json."""
+    heads = hidden // 64
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocab}
+    return SHAPES["tiny"] | sizes | {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 64}
+
+
+# `make test`: 14 million weights. `make campaign`: SmolLM2-135M's shape and vocabulary.
+SMALL, LARGE = shape_of(512, 1536, 3, 8192), SHAPES["smol-135m"]
 
 MEASURE = """
 import json, sys, threading, time
@@ -36,6 +47,7 @@ def anonymous():
 
 import byhand
 from byhand.convert import quantize_checkpoint
+from byhand.text import Tokenizer
 from pathlib import Path
 # The cost of the imports, of the threads and of the kernels' code: a model so small that it weighs nothing.
 warm = byhand.LLM(job["warm"], cache_tokens=256, **job["options"])
@@ -53,7 +65,9 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-if job["do"] == "write":
+if job["do"] == "tokenizer":
+    kept = Tokenizer.open(job["folder"])
+elif job["do"] == "write":
     quantize_checkpoint(job["folder"], Path(job["target"]), job["form"])
 else:
     llm = byhand.LLM(job["folder"], cache_tokens=job["cache_tokens"], **job["options"])
@@ -80,50 +94,52 @@ def numbers(shape: tuple[int, ...]) -> Planned | Any:
     return lambda: (torch.randn(shape) * 0.02).bfloat16().split(1024)
 
 
-def write_model(folder: Path, size: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
-    """A random Llama in bfloat16, its head tied; the shapes of its matrices."""
-    hidden, inner, layers, vocab = size
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        shapes |= {f"{at}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-        shapes |= {f"{at}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        shapes |= {f"{at}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
+def write_model(folder: Path, config: dict[str, Any]) -> None:
+    """A random Llama in bfloat16, its head tied."""
     folder.mkdir()
-    write_shards([Planned(name, torch.bfloat16, shape, numbers(shape)) for name, shape in shapes.items()], folder)
-    config = {
-        "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64,
-        "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": [],
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder)
-    return {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    shapes = tensors_of(config).items()
+    write_shards([Planned(name, torch.bfloat16, shape, numbers(shape)) for name, shape in shapes], folder)
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": []}))
+    if config is LARGE:
+        checkpoints.write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    else:
+        write_tokenizer(folder)
 
 
 class Made:
     """A folder with a model, and what its parts weigh."""
 
-    def __init__(self, place: Path, size: tuple[int, int, int, int]) -> None:
+    def __init__(self, place: Path, config: dict[str, Any]) -> None:
         self.folder = place / "model"
-        self.matrices = write_model(self.folder, size)
-        write_model(place / "warm", (64, 64, 1, 384))
-        self.vectors = 4 * sum(size[0] for _ in range(2 * size[2] + 1))
-        self.specs = [LayerSpec(size[0] // 64, 64)] * size[2]
+        write_model(self.folder, config)
+        write_model(place / "warm", shape_of(64, 64, 1, 384))
+        shapes = tensors_of(config).values()
+        self.matrices = [shape for shape in shapes if len(shape) == 2]
+        self.vectors = 4 * sum(shape[0] for shape in shapes if len(shape) == 1)
+        self.specs = [LayerSpec(config["num_key_value_heads"], 64)] * config["num_hidden_layers"]
+        self.is_large = config is LARGE
+
+    @cached_property
+    def tokenizer(self) -> int:
+        """Its vocabulary in memory: half a hundred thousand pieces weigh more than all norms."""
+        return measure("tokenizer", self.folder)["now"] if self.is_large else 0
 
     def weight_bytes(self, form: str) -> int:
         """All matrices in a form."""
-        parts = (part for shape in self.matrices.values() for part in parts_of(form, (shape[0], shape[1])))
+        parts = (part for shape in self.matrices for part in parts_of(form, (shape[0], shape[1])))
         return sum(part.shape[0] * part.shape[1] * part.dtype.itemsize for part in parts)
 
     def cache_bytes(self, tokens: int) -> int:
-        """So many tokens in float32, in whole pages."""
-        return KVCache(self.specs, 0).page_bytes * -(-tokens // 16)
+        """So many tokens in float32, in whole pages, and the angles that are kept of their positions."""
+        return KVCache(self.specs, 0).page_bytes * -(-tokens // 16) + 4 * 2 * 64 * (2 * tokens + 64)
+
+    def allowed(self, held: int) -> float:
+        """The bound over what is held. Only where that is large it needs no room for the work itself."""
+        return 1.15 * (held + self.tokenizer) + (0 if self.is_large else WORK)
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(SMALL, id="small"), pytest.param(LARGE, id="large", marks=pytest.mark.full)]
+    scope="module", params=[pytest.param(SMALL, id="small"), pytest.param(LARGE, id="135m", marks=pytest.mark.full)]
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("memory"), request.param)
@@ -134,17 +150,20 @@ WORK = 12 * MB
 
 
 def test_mapped_weights_are_not_held(made: Made) -> None:
-    found = measure("open", made.folder, cache_tokens=1024, prompt=60)
-    held = made.vectors + made.cache_bytes(64)
-    assert found["peak"] <= 1.15 * held + WORK, found
-    assert found["peak"] < made.weight_bytes("int8"), "the bound must be able to fail"
+    # A pass of 512 rows works in some 25 MB at the 135M shape, which so many tokens' keys and values outweigh.
+    length = 6000 if made.is_large else 60
+    found = measure("open", made.folder, cache_tokens=8192 if made.is_large else 1024, prompt=length)
+    held = made.vectors + made.cache_bytes(length + 3)
+    assert found["peak"] <= made.allowed(held), (found, held, made.tokenizer)
+    assert found["peak"] - made.cache_bytes(length + 3) < made.weight_bytes("int8"), "the bound must be able to fail"
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_quantising_on_load_holds_the_result_and_a_block(made: Made, form: str) -> None:
     found = measure("open", made.folder, cache_tokens=64, options={"quantize": form})
     result = made.weight_bytes(form)
-    assert found["peak"] <= 1.15 * (result + made.vectors) + WORK, (found, result)
+    assert found["peak"] <= made.allowed(result + made.vectors + made.cache_bytes(16)), (found, result, made.tokenizer)
+    assert found["peak"] <= 1.3 * result or not made.is_large, (found, result)
     assert found["now"] >= 0.9 * result
 
 
@@ -152,13 +171,13 @@ def test_quantising_on_load_holds_the_result_and_a_block(made: Made, form: str) 
 def test_writing_a_quantised_folder_and_opening_it_hold_almost_nothing(made: Made, form: str, tmp_path: Path) -> None:
     target = tmp_path / "new"
     found = measure("write", made.folder, form=form, target=target)
-    largest = max(shape[0] * shape[1] for shape in made.matrices.values())
+    largest = max(shape[0] * shape[1] for shape in made.matrices)
     assert found["peak"] <= largest // 8 + WORK, found
     found = measure("open", target, cache_tokens=64, warm=made.folder.parent / "warm")
-    assert found["peak"] <= 1.15 * (made.vectors + made.cache_bytes(32)) + WORK, found
+    assert found["peak"] <= 1.15 * (made.vectors + made.cache_bytes(32) + made.tokenizer) + WORK, found
 
 
 def test_a_conversion_of_dtype_holds_the_weights_once(made: Made) -> None:
     found = measure("open", made.folder, cache_tokens=64, options={"dtype": "float32"})
-    floats = 4 * sum(shape[0] * shape[1] for shape in made.matrices.values())
-    assert 0.9 * floats <= found["peak"] <= 1.15 * floats + WORK, (found, floats)
+    floats = 4 * sum(shape[0] * shape[1] for shape in made.matrices)
+    assert 0.9 * floats <= found["peak"] <= made.allowed(floats), (found, floats)
