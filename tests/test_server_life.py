@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ import pytest
 from websockets.sync.client import connect
 
 from byhand import LLM, SamplingParams
+from byhand.cli import serve
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
 from byhand.server.line import describe
@@ -35,6 +37,20 @@ LONG: dict[str, Any] = {"prompt": STORY, "max_tokens": 1500, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     yield from served(LLM(), limits=Limits(running=8, waiting=8000, resume_seconds=0.2))
+
+
+def test_the_collector_does_not_walk_through_what_was_there_before_the_first_request(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "open_model", lambda _: LLM(tiny_folder))
+    try:
+        llm = serve.opened_warm(Namespace())
+        frozen = gc.get_freeze_count()
+        assert frozen > 50_000
+        assert len(gc.get_objects()) < frozen / 10
+        assert llm.engine.pages_in_use == 0
+    finally:
+        gc.unfreeze()
 
 
 # Clients that hang up.

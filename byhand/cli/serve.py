@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from dataclasses import fields
@@ -15,6 +16,7 @@ from byhand.cli.talk import INTERRUPTED, open_model, talk
 from byhand.engine.limits import Limits
 
 if TYPE_CHECKING:
+    from byhand import LLM
     from byhand.engine.worker import Worker
     from byhand.server.guard import Rules
 
@@ -110,6 +112,17 @@ def served_name(arguments: argparse.Namespace) -> str:
     return Path(name).resolve().name if Path(name).exists() else str(name)
 
 
+def opened_warm(arguments: argparse.Namespace) -> LLM:
+    """The model, warm: the first request waits for no kernel, and no stream for the garbage collector."""
+    from byhand.sampling.params import SamplingParams
+
+    llm = open_model(arguments)
+    llm.generate([0] * 40, SamplingParams(max_tokens=2))
+    gc.collect()
+    gc.freeze()  # else every full collection walks through all that was imported: 0.2 s, in which no token comes
+    return llm
+
+
 def command(arguments: argparse.Namespace) -> int:
     """Serve until a signal says otherwise."""
     limits = limits_from(arguments)
@@ -119,7 +132,7 @@ def command(arguments: argparse.Namespace) -> int:
     from byhand.server import log
 
     log.set_up(arguments.log)
-    worker = Worker(lambda: open_model(arguments), limits)
+    worker = Worker(lambda: opened_warm(arguments), limits)
     worker.opened.add_done_callback(lambda opened: talk("ready") if opened.exception() is None else None)
     try:
         return _serve(arguments, worker, name, rules)
