@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
     "bench": BASE | {"checkpoint", "convert", "kernels", "kv_cache", "layers", "llm", "sampling", "weights"},
-    "server": BASE | {"engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
+    "server": BASE | {"bench", "engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
     "web": set(),
     "cli": {
         *BASE,

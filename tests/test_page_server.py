@@ -7,6 +7,7 @@ import re
 import statistics
 import threading
 from collections.abc import Callable, Iterator
+from gzip import decompress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ def test_files_come_with_a_policy_and_an_etag(server: Running) -> None:
         assert answer.status == 200
         again = server.ask("GET", f"/web/{name}", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status, again.body) == (304, b"")
+        packed = server.get(f"/web/{name}", **{"Accept-Encoding": "gzip, br"})
+        assert packed.headers["content-encoding"] == "gzip"
+        assert decompress(packed.body) == answer.body
+        assert packed.headers["etag"] != answer.headers["etag"]
     for name in ("__init__.py", "nothing.js", "%2e%2e%2fllm.py", "..%2f..%2fpyproject.toml"):
         assert server.get(f"/web/{name}").status == 404
 
@@ -152,7 +157,8 @@ def test_first_paint_size_and_no_other_origin(server: Running, opened: Any) -> N
 
     first_paint()  # the browser's own start is no part of the page
     assert best_median(first_paint, 300) < 300
-    assert 100_000 < max(sizes) < 200_000
+    assert 20_000 < max(sizes) < 200_000
+    assert sum(len(server.get(f"/web/{file.name}").body) for file in WEB.glob("*.*")) < 250_000
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from gzip import compress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -38,16 +39,17 @@ TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file: its bytes, its type, and a name for these very bytes."""
+    """One file: its bytes, plain and packed, its type, and a name for these very bytes."""
 
     body: bytes
+    packed: bytes
     type: str
     etag: str
 
 
 def asset_of(body: bytes, content_type: str) -> Asset:
     """Bytes with their ETag."""
-    return Asset(body, content_type, f'"{sha256(body).hexdigest()[:20]}"')
+    return Asset(body, compress(body, mtime=0), content_type, sha256(body).hexdigest()[:20])
 
 
 @lru_cache(maxsize=64)
@@ -62,9 +64,13 @@ def find(name: str) -> Asset | None:
 
 def send(found: Asset, request: Request) -> Response:
     """The file, or 304 where the browser has it. `no-cache`: it asks each time, which costs one small answer."""
-    headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
-    if found.etag in request.headers.get("if-none-match", ""):
+    is_packed = "gzip" in request.headers.get("accept-encoding", "")
+    etag = f'"{found.etag}-gzip"' if is_packed else f'"{found.etag}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding", "Content-Security-Policy": POLICY}
+    if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
+    if is_packed:
+        return Response(found.packed, headers={**headers, "content-type": found.type, "content-encoding": "gzip"})
     return Response(found.body, headers={**headers, "content-type": found.type})
 
 

@@ -2,6 +2,7 @@
 
 import { byId, el } from './dom.js';
 
+const EXAMPLES = ['Count from one to five.', 'Name a color.', 'Tell me a story about a dog.'];
 const MORE_BEFORE_CLOSED = 16; // answers whose runs stay open in the engine; older ones keep their words
 
 function button(text, onclick, label) {
@@ -21,7 +22,8 @@ export class Chat {
 
   build() {
     this.list = el('ol', { class: 'messages', 'aria-live': 'off' });
-    this.empty = el('p', { class: 'empty', text: 'Write something below. Every answer can be opened in the strip, token by token.' });
+    const examples = EXAMPLES.map((text) => button(text, () => { this.field.value = text; this.send(); }));
+    this.empty = el('div', { class: 'welcome' }, el('p', { class: 'empty', text: 'Write something below, or begin with one of these. Every answer can be opened in the strip, token by token.' }), el('div', { class: 'row' }, ...examples));
     this.field = el('textarea', { id: 'chat-text', rows: 2, placeholder: 'Count from one to five.', 'aria-label': 'message', spellcheck: 'false' });
     this.field.addEventListener('keydown', (event) => { if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); this.send(); } });
     this.sendButton = el('button', { type: 'button', class: 'strong', id: 'chat-send', onclick: () => (this.asking ? this.stop() : this.send()), text: 'Send' });
@@ -29,6 +31,12 @@ export class Chat {
     this.template.addEventListener('toggle', () => this.showTemplate());
     const fresh = button('New chat', () => this.clear());
     this.node.append(this.empty, this.list, this.template, el('div', { class: 'compose' }, this.field, el('div', { class: 'row' }, this.sendButton, fresh)));
+  }
+
+  /** The run of the newest answer. */
+  lastRun(state) {
+    const name = this.messages.findLast((message) => message.run)?.run;
+    return state.runs[name] ?? null;
   }
 
   clear() {
@@ -58,7 +66,7 @@ export class Chat {
     this.asking = message;
     this.draw();
     await this.controller.attempt(async () => {
-      message.run = await this.controller.start({ messages: asked }, { isShown: false });
+      message.run = await this.controller.start({ messages: asked }, { isShown: false, top: 0 });
       if (this.asking !== message) return;
       await this.controller.live.send('run', { run: message.run });
     });
@@ -113,6 +121,7 @@ export class Chat {
   unfold(message) {
     this.controller.show(message.run);
     this.store.put({ view: 'strip' });
+    return this.controller.readPrompt(message.run);
   }
 
   async showTemplate() {
@@ -153,7 +162,7 @@ export class Chat {
     const field = el('textarea', { rows: 3, 'aria-label': `message ${index + 1}` });
     field.value = message.content;
     const put = button(message.role === 'user' ? 'Send again' : 'Keep', () => this.edited(index, field.value));
-    node.append(field, el('div', { class: 'row' }, put, button('Cancel', () => { this.editing = null; this.draw(); })));
+    node.append(field, el('div', { class: 'row tools' }, put, button('Cancel', () => { this.editing = null; this.draw(); })));
     return node;
   }
 

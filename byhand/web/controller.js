@@ -1,62 +1,27 @@
 // What the reader can do. Every hand on the crank ends here, whichever button, key or candidate it came from.
 
-import { cut, download, pack, parseRecord, recordOf } from './record.js';
-import { shown } from './state.js';
+import { cut, recordOf } from './record.js';
+import { Records } from './records.js';
 
 const SPEEDS = { slow: 1200, easy: 400, brisk: 120 };
-const REPLAY = { slow: 1200, easy: 400, brisk: 120, full: 0 };
-const REPLAYED_PER_FRAME = 10;
-const LONGEST_LINK = 60_000;
 
-export class Controller {
-  constructor(store, live) {
-    Object.assign(this, { store, live, timer: null, undone: [], names: 0 });
-  }
-
-  get run() {
-    return shown(this.store.state);
-  }
-
-  /** Do something; what the server says against it is told to the reader, whole. */
-  async attempt(action) {
-    this.busy(1);
-    try {
-      return await action();
-    } catch (error) {
-      this.say(error instanceof Error ? error.message : String(error), 'error');
-      return null;
-    } finally {
-      this.busy(-1);
-    }
-  }
-
-  /** What is under way shows in the page: for the pointer, and for whoever waits for it. */
-  busy(by) {
-    this.underWay = (this.underWay ?? 0) + by;
-    document.body.dataset.busy = String(this.underWay > 0);
-  }
-
-  say(text, kind = 'note') {
-    this.store.put({ message: text ? { kind, text } : null });
-  }
-
-  did(what) {
-    this.store.dispatch({ event: 'done', what });
-  }
-
+export class Controller extends Records {
   // Runs come and go.
 
   /** Start a run from text, ids or messages, and show it. */
-  async start(fields, { isShown = true } = {}) {
+  async start(fields, { isShown = true, top = 5 } = {}) {
     const { said, limits, order, runs } = this.store.state;
     const live = order.filter((name) => runs[name].source === 'live');
     if (limits && live.length >= limits.live_runs) await this.close(live[0]);
     this.halt();
-    const frame = await this.live.send('start', { ...fields, params: said, top: 5 });
-    if (isShown) this.leaveStored();
-    if (isShown) this.show(frame.run);
-    this.peek(frame.run);
-    return frame.run;
+    const seen = (frame) => {
+      if (!isShown) return;
+      this.leaveStored();
+      this.show(frame.run);
+    };
+    const { run } = await this.live.send('start', { ...fields, params: said, top }, seen);
+    this.peek(run);
+    return run;
   }
 
   /** The stored run has done its part: it makes way for the reader's own. */
@@ -104,8 +69,21 @@ export class Controller {
     this.store.dispatch({ event: 'run', name: frame.run, values: { readings, label, isFresh: run.isFresh } });
     this.store.dispatch({ event: 'removed', name: run.name });
     this.store.put({ current: frame.run, at });
-    this.did('live');
+    this.readPrompt(frame.run);
     return frame.run;
+  }
+
+  /** What the model predicts after each token of a prompt, where nobody has asked yet. Not having it is no fault. */
+  async readPrompt(name) {
+    const run = this.store.state.runs[name];
+    if (run?.source !== 'live' || Object.keys(run.readings).length) return;
+    const prompt = run.tokens.slice(0, run.promptLength);
+    const body = JSON.stringify({ prompt: prompt.map((token) => token.id), top: 5 });
+    const answer = await fetch('/read', { method: 'POST', body, headers: { 'Content-Type': 'application/json', ...this.headers() } }).catch(() => null);
+    const text = answer?.ok ? await answer.text().catch(() => '') : '';
+    const lines = text.split('\n').filter((line) => line.endsWith('}')).map((line) => JSON.parse(line));
+    const readings = lines.filter((one) => one.predicted).map((one) => ({ ...one, token: prompt[one.position] }));
+    if (readings.length === prompt.length) this.store.dispatch({ event: 'readings', run: name, readings });
   }
 
   // The crank.
@@ -142,20 +120,28 @@ export class Controller {
       this.follow();
       const { speed, until } = this.store.state;
       this.store.dispatch({ event: 'run', name, values: { status: 'running' } });
-      if (SPEEDS[speed] && !Object.keys(until).length) return this.walk(name, SPEEDS[speed]);
+      if (SPEEDS[speed]) return this.walk(name, SPEEDS[speed]);
       this.noted(name);
       const end = await this.live.send('run', { run: name, until });
-      if (end.why && end.why !== 'pause') this.say(`Paused before the next token: the breakpoint “${end.why.replace('_', ' ')}” was met.`);
+      this.met(end.why);
       await this.settle(name, 'run');
     });
+  }
+
+  /** Whether a run paused at a breakpoint, which is told. */
+  met(why) {
+    if (!why || ['pause', 'count'].includes(why)) return false;
+    this.say(`Paused ${why === 'text' ? 'after these words' : 'before the next token'}: the breakpoint “${why.replace('_', ' ')}” was met.`);
+    return true;
   }
 
   async walk(name, wait) {
     this.isWalking = true;
     while (this.isWalking) {
       this.noted(name);
-      const frame = await this.live.send('step', { run: name, count: 1 });
-      if (frame.event === 'finished') this.isWalking = false;
+      const { until } = this.store.state; // as it stands now: it may be changed on the way
+      const frame = await this.live.send('step', { run: name, count: 1, until });
+      if (frame.event === 'finished' || this.met(frame.why)) this.isWalking = false;
       else if (this.isWalking) this.store.dispatch({ event: 'run', name, values: { status: 'running' } });
       if (this.isWalking) await new Promise((resolve) => { this.timer = setTimeout(resolve, wait); this.wake = resolve; });
     }
@@ -241,7 +227,10 @@ export class Controller {
     return this.attempt(async () => {
       let name = await this.ensureLive();
       const { run } = this;
-      if (run.tokens[at]?.id === id) return;
+      if (run.tokens[at]?.id === id) {
+        this.say('This token stands there already. Another candidate makes a branch.');
+        return;
+      }
       if (at < run.tokens.length || run.finish) {
         name = await this.branchOf(name);
         await this.live.send('edit', { run: name, position: at, token: id });
@@ -304,77 +293,25 @@ export class Controller {
   async peek(name, at = null) {
     const run = this.store.state.runs[name];
     if (!run || run.source !== 'live' || run.status === 'running') return;
+    if (at === null && run.isFresh) return; // the token that has just come is looked at, not the one to come
     const position = at ?? run.tokens.length;
     if (position < run.promptLength || run.logits.some((one) => one.position === position)) return;
     try {
       await this.live.send('logits', { run: name, index: position - run.promptLength });
     } catch (error) {
-      if (error.code === 'offline') return;
-      this.store.put({ message: null });
+      if (!error.code) throw error; // what the server says against it is no news: the panel says what is missing
     }
+  }
+
+  /** This machine's limit: the server measures it once, when somebody looks. */
+  async askMachine() {
+    if (!this.live.isOpen || this.store.state.machine) return;
+    const answer = await this.attempt(() => this.live.send('machine'));
+    if (!answer && this.live.isOpen) this.store.put({ machine: {} });
   }
 
   refreshTree() {
     return this.live.isOpen ? this.attempt(() => this.live.send('tree')) : null;
-  }
-
-  // Records.
-
-  /** The current run as a document: the server's own words where it has them. */
-  async record() {
-    const { run } = this;
-    if (!run) throw new Error('there is no run to save yet');
-    if (run.source === 'record') return cut(run.record, run.steps.length);
-    return (await this.live.send('record', { run: run.name })).record;
-  }
-
-  save() {
-    return this.attempt(async () => {
-      const { readings } = this.run;
-      const record = await this.record();
-      download({ record, readings: Object.values(readings).map(({ run, id, event, ...reading }) => reading) });
-      this.did('save');
-    });
-  }
-
-  share() {
-    return this.attempt(async () => {
-      const packed = await pack({ record: await this.record(), readings: [] });
-      if (packed.length > LONGEST_LINK) throw new Error('this run is too long for a link: save it as a file instead');
-      const link = new URL(`/#run=${packed}`, location.href);
-      await navigator.clipboard.writeText(link.href);
-      this.say('A link that holds the whole run is in the clipboard. It opens in any byhand page, with or without the model.');
-    });
-  }
-
-  open(text, { count = null, label = null } = {}) {
-    return this.attempt(() => {
-      const { record, readings } = parseRecord(text);
-      this.halt();
-      const name = `record-${(this.names += 1)}`;
-      this.store.dispatch({ event: 'opened', name, record, readings, count: count ?? record.steps.length, label });
-    });
-  }
-
-  /** Play a record from its first step, with no model. */
-  replay() {
-    const { run } = this;
-    if (run?.source !== 'record') return;
-    this.halt();
-    this.follow();
-    this.store.put({ replay: run.name });
-    this.store.dispatch({ event: 'revealed', name: run.name, count: 0 });
-    this.playOn();
-  }
-
-  playOn() {
-    const { replay, runs, speed } = this.store.state;
-    const run = runs[replay];
-    if (!run || run.steps.length >= run.record.steps.length) return this.halt();
-    const wait = REPLAY[speed];
-    this.store.dispatch({ event: 'revealed', name: replay, count: run.steps.length + (wait ? 1 : REPLAYED_PER_FRAME) });
-    if (wait) this.timer = setTimeout(() => this.playOn(), wait);
-    else requestAnimationFrame(() => this.playOn());
   }
 }
 

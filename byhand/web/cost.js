@@ -1,10 +1,12 @@
-// The cost: what each pass took, the prompt's as one block and then a tick for each token; pages, and tokens a second.
+// The cost: what each pass took, the prompt's as one block and then a tick for each token; pages, and tokens a second beside
+// this machine's own limit.
 
-import { el, made, milliseconds, svg } from './dom.js';
+import { el, made, milliseconds, percent, size, svg } from './dom.js';
 import { shown } from './state.js';
 
 const WIDE = 1000;
 const HIGH = 60;
+const WIDEST = 20; // a tick with its gap, where there are few
 const BLOCK = 40; // the prompt's block
 const WORDS = 'aria-label';
 
@@ -13,21 +15,48 @@ function median(values) {
   return sorted.length ? sorted[Math.floor(sorted.length / 2)] : 0;
 }
 
-/** Ticks as one path: 2,000 of them are one thing to draw. */
-function ticks(steps, from, width, scale) {
-  const each = width / steps.length;
-  const gap = each > 3 ? 1 : 0;
-  return steps.map((step, index) => {
-    const high = Math.max(1, Math.min(HIGH, (step.seconds / scale) * HIGH));
-    return `M${(from + index * each).toFixed(1)} ${HIGH}h${Math.max(0.5, Math.min(each - gap, 12)).toFixed(1)}v-${high.toFixed(1)}h-${Math.max(0.5, Math.min(each - gap, 12)).toFixed(1)}z`;
-  }).join('');
+/** Ticks as one path: 2,000 of them are one thing to draw. A share of null leaves its place free. */
+export function ticks(shares, from = 0, wide = WIDE, high = HIGH) {
+  const each = Math.min(WIDEST, wide / shares.length);
+  const width = (each > 3 ? each - Math.max(1, each / 4) : each).toFixed(1);
+  const tick = (share, index) => `M${(from + index * each).toFixed(1)} ${high}h${width}v-${Math.max(1, Math.min(1, share) * high).toFixed(1)}h-${width}z`;
+  return shares.map((share, index) => (share === null ? '' : tick(share, index))).join('');
 }
 
-/** The passes of a run: the prompt's first, if its first step tells of it, and the decoding ones after it. */
-export function passesOf(run) {
-  const [first, ...rest] = run.steps;
-  return first?.phase === 'prefill' ? { prompt: first, decoded: rest } : { prompt: null, decoded: run.steps };
+/** The passes of a run: the prompt's, if its first step tells of it, and those over one position. What was written or
+ * computed again in one pass counts to neither. */
+function passesOf(run) {
+  const [first] = run.steps;
+  return { prompt: first?.phase === 'prefill' ? first : null, decoded: run.steps.filter((step) => step.phase === 'decode' && step.positions_computed === 1) };
 }
+
+/** Why there is no limit to compare with, or nothing to compare. */
+function whyNoLimit(state, run, typical) {
+  if (run.source === 'record' && !run.isOrphan) return 'These times are a record’s, perhaps another machine’s. Press → to go on from it here, and they can be compared with this machine’s limit.';
+  if (!state.machine) return state.connection === 'live' ? 'This machine’s limit is being measured …' : 'This machine’s limit is measured by its server, and no server answers.';
+  if (!state.machine.bytes_per_second) return 'This server could not measure how fast its memory is read.';
+  return typical ? null : 'One token more, and its pass is compared with this machine’s limit.';
+}
+
+/** Each token reads every weight once: no machine makes more of them than its memory can be read for. */
+function limitNodes(state, run, typical) {
+  const why = whyNoLimit(state, run, typical);
+  if (why) return [el('p', { class: 'empty', id: 'limit', text: why })];
+  const { bytes_per_second: rate, read_bytes: bytes, device } = state.machine;
+  const [limit, own] = [rate / bytes, 1 / typical];
+  const full = el('i', { class: 'bar after' });
+  full.style.width = `${Math.min(100, (own / limit) * 100)}%`;
+  return [
+    el('div', { class: 'limit', id: 'limit' }, el('span', { class: 'bars', 'aria-hidden': 'true' }, el('i', { class: 'bar raw whole' }), full),
+      el('p', {}, el('b', { text: `${percent(own / limit)}`, title: String(own / limit) }), ' of what this machine’s memory allows')),
+    el('p', { class: 'figures' },
+      el('span', { title: String(bytes) }, 'a token reads ', el('b', { text: size(bytes) }), ' of weights ', made('measured', 'bench/wall.py', 'read_bytes')),
+      el('span', { title: String(rate) }, `${device === 'cpu' ? 'memory' : device} reads `, el('b', { text: `${(rate / 1e9).toFixed(1)} GB/s` }), ' ', made('measured', 'bench/wall.py', 'read_rate')),
+      el('span', { title: String(limit) }, 'so at most ', el('b', { text: `${thousands(limit)} tokens/s` }), ' ', made('derived', 'bench/wall.py', 'wall'))),
+  ];
+}
+
+const thousands = (value) => Math.round(value).toLocaleString('en');
 
 export class Cost {
   render(state) {
@@ -37,17 +66,17 @@ export class Cost {
     const times = decoded.map((step) => step.seconds);
     const typical = median(times);
     const scale = Math.max(typical * 3, 1e-9);
-    const last = run.steps.at(-1);
     const parts = [
       prompt ? el('span', {}, 'prompt: ', el('b', { text: `${prompt.positions_computed} positions in ${milliseconds(prompt.seconds)}` })) : null,
-      times.length ? el('span', {}, `then ${decoded.length} of ${decoded.at(-1).positions_computed} position, median `, el('b', { text: milliseconds(typical) })) : null,
-      typical ? el('span', { title: String(1 / typical) }, el('b', { text: `${(1 / typical).toFixed(0)} tokens/s` })) : null,
-      el('span', {}, 'cache pages ', el('b', { text: String(last.cache_pages) })), made('measured', 'engine/engine.py', 'Engine'),
+      times.length ? el('span', {}, `then ${decoded.length} ${decoded.length === 1 ? 'pass' : 'passes'} of 1 position, median `, el('b', { text: milliseconds(typical), title: String(typical) })) : null,
+      typical ? el('span', { title: String(1 / typical) }, el('b', { text: `${thousands(1 / typical)} tokens/s` })) : null,
+      el('span', {}, 'cache pages ', el('b', { text: String(run.steps.at(-1).cache_pages) })), made('measured', 'engine/engine.py', 'Engine'),
     ];
+    const block = prompt ? BLOCK : 0;
     const figure = svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', [WORDS]: `${run.steps.length} passes, median ${milliseconds(typical)}` },
       ...(prompt ? [svg('rect', { class: 'prompt-pass', x: 0, y: 0, width: BLOCK, height: HIGH })] : []),
-      svg('path', { class: 'ticks', d: ticks(decoded, prompt ? BLOCK + 6 : 0, WIDE - BLOCK - 6, scale) }));
-    return el('div', { class: 'cost' }, figure, el('p', { class: 'figures' }, ...parts.filter(Boolean)),
-      el('p', { class: 'empty', text: 'A tick is one pass over one position; its height is its time, cut at three times the median. What this machine could do at best, `byhand bench` measures.' }));
+      ...(times.length ? [svg('path', { class: 'ticks', d: ticks(times.map((seconds) => seconds / scale), block && block + 8, WIDE - block - 8) })] : []));
+    return el('div', { class: 'cost' }, figure, el('p', { class: 'figures' }, ...parts.filter(Boolean)), ...limitNodes(state, run, typical),
+      el('p', { class: 'empty', text: 'The block is the prompt’s pass. Each tick is one pass over one position; its height is its time, cut at three times the median.' }));
   }
 }

@@ -50,7 +50,7 @@ export class Crank {
       el('input', { type, step, min: type === 'number' ? 0 : null, id: `break-${name}`, autocomplete: 'off', oninput: () => this.readBreaks() })));
     this.summary = el('summary', { text: 'Break when…' });
     this.details = el('details', { class: 'breaks', id: 'breaks' }, this.summary, el('div', { class: 'breaks-body' }, ...fields,
-      el('p', { text: 'A run pauses before the token that meets any of these (text: after it). Runs with breakpoints go at full speed.' })));
+      el('p', { text: 'A run pauses before the token that meets any of these (text: after it), at any speed.' })));
     return this.details;
   }
 

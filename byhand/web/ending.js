@@ -1,10 +1,13 @@
 // Endings: how likely the end was at each step, why the run stopped, and the frames as they came over the wire.
 
+import { ticks } from './cost.js';
 import { el, made, percent, svg } from './dom.js';
 import { shown } from './state.js';
 
 const WIDE = 1000;
 const HIGH = 80;
+const LEAST = 1e-6;
+const MARKS = [{ share: 1, text: '100 %' }, { share: 1e-2, text: '1 %' }, { share: 1e-4, text: '0.01 %' }, { share: LEAST, text: '10⁻⁶' }];
 
 /** The raw probability of an end token before each step: known where one is among the best, else at most a bound. */
 export function endings(run, eosIds) {
@@ -28,9 +31,17 @@ export function whyEnded(run, eosIds) {
   return `It ended by itself: the end-of-sequence token ${last.token.text} (id ${last.token.id}) was the next token, with ${percent(Math.exp(last.logprob))}.`;
 }
 
-function curve(points) {
-  const each = WIDE / Math.max(1, points.length);
-  return points.map((point, index) => `${index ? 'L' : 'M'}${((index + 0.5) * each).toFixed(1)} ${(HIGH - 2 - point.share * (HIGH - 4)).toFixed(1)}`).join('');
+/** A share as a height, on a scale on which each step down is a tenth: the end is unlikely nearly always. */
+function height(share) {
+  return Math.max(0.02, 1 + Math.log10(Math.max(share, LEAST)) / -Math.log10(LEAST));
+}
+
+function plot(points, label) {
+  const at = (wanted) => points.map((point) => (point.isBound === wanted ? height(point.share) : null));
+  const lines = MARKS.map(({ share }) => svg('path', { class: 'mark', d: `M0 ${(HIGH * (1 - height(share)) + 0.5).toFixed(1)}h${WIDE}` }));
+  return el('div', { class: 'plot' }, svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', 'aria-label': label },
+    ...lines, svg('path', { class: 'ticks bound', d: ticks(at(true), 0, WIDE, HIGH) }), svg('path', { class: 'ticks', d: ticks(at(false), 0, WIDE, HIGH) })),
+  el('div', { class: 'scale', 'aria-hidden': 'true' }, ...MARKS.map(({ text }) => el('small', { text }))));
 }
 
 export class Ending {
@@ -42,12 +53,11 @@ export class Ending {
     if (!run.steps.length || !eosIds.length) return el('div', {}, why, el('p', { class: 'empty', text: 'Step, and the probability of the end is drawn here.' }));
     const points = endings(run, eosIds);
     const now = points.at(-1);
-    const label = `probability of the end, step by step; at the last step ${now.isBound ? 'at most ' : ''}${percent(now.share)}`;
+    const said = `${now.isBound ? 'at most ' : ''}${percent(now.share)}`;
     const bounds = points.filter((point) => point.isBound).length;
-    return el('div', { class: 'ending' }, why,
-      svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', 'aria-label': label }, svg('path', { class: 'curve', d: curve(points) })),
-      el('p', { class: 'figures' }, el('span', {}, 'the end’s probability before the last token: ', el('b', { text: `${now.isBound ? 'at most ' : ''}${percent(now.share)}`, title: String(now.share) })),
-        bounds ? el('span', { text: `${bounds} of ${points.length} steps: only a bound is known, it was not among the best` }) : null, made(bounds ? 'approximate' : 'measured', 'engine/until.py', 'Until')));
+    return el('div', { class: 'ending' }, why, plot(points, `probability of the end, step by step; at the last step ${said}`),
+      el('p', { class: 'figures' }, el('span', {}, 'the end’s probability before the last token: ', el('b', { text: said, title: String(now.share) })), made(now.isBound ? 'approximate' : 'measured', 'engine/until.py', 'end_probability')),
+      bounds ? el('p', { class: 'figures' }, el('span', { text: `Pale: in ${bounds} of ${points.length} steps it was not among the best that are kept, so only a bound is known.` }), made('approximate', 'engine/until.py', 'end_probability')) : '');
   }
 }
 

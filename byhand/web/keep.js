@@ -26,9 +26,9 @@ export function keep(state, resume, chat) {
   if (!run) return;
   const runs = Object.fromEntries(state.order.filter((name) => state.runs[name].source === 'live').map((name) => [name, plain(state.runs[name])]));
   const values = {
-    resume, runs, order: state.order.filter((name) => runs[name]), current: state.current, at: state.at, view: state.view, panel: state.panel,
-    showsIds: state.showsIds, said: state.said, speed: state.speed, chat,
+    resume, runs, order: state.order.filter((name) => runs[name]), current: state.current, said: state.said, speed: state.speed, chat,
     record: { record: recordOf(run), readings: Object.values(run.readings) }, label: run.label,
+    wasLive: run.source === 'live' || Boolean(run.isOrphan), isStored: Boolean(run.isStored),
   };
   try {
     const text = JSON.stringify(values);

@@ -16,7 +16,10 @@ export class Keys {
     this.dialog.append(el('h2', { text: 'All keys' }), el('dl', {}, ...KEYS.flatMap(([key, does]) => [el('dt', {}, el('kbd', { text: key })), el('dd', { text: does })])),
       el('button', { type: 'button', class: 'strong', onclick: () => this.dialog.close(), text: 'Close' }));
     document.addEventListener('keydown', (event) => this.press(event));
+    // Whoever clicked with a mouse goes on with the crank's keys: the button, tab or slider does not keep them.
+    document.addEventListener('click', (event) => { if (event.detail) event.target.closest('button, summary, input[type=range]')?.blur(); });
     byId('help').addEventListener('click', () => this.dialog.showModal());
+    byId('ids').addEventListener('click', () => this.ids());
   }
 
   isTaken(event) {
@@ -43,7 +46,7 @@ export class Keys {
     if (event.shiftKey && event.key === 'ArrowLeft') return () => this.select(-1);
     if (event.shiftKey && event.key === 'ArrowRight') return () => this.select(1);
     return {
-      ' ': () => hand.toggle(), ArrowRight: () => hand.step(), ArrowLeft: () => hand.rewind(), Escape: () => store.put({ at: null, hover: null }),
+      ' ': () => hand.toggle(), ArrowRight: () => hand.step(), ArrowLeft: () => hand.rewind(), Escape: () => this.leave(),
       Backspace: () => hand.rewindTo(place(store.state)), f: () => hand.fork(), u: () => hand.undo(),
       e: () => this.crank.write(place(store.state)), b: () => this.breaks(), i: () => this.ids(), s: () => hand.save(),
       '/': () => byId('prompt').focus(), '?': () => this.dialog.showModal(),
@@ -55,8 +58,14 @@ export class Keys {
     if (!run) return;
     const at = Math.max(1, Math.min(run.tokens.length, place(this.store.state) + by));
     this.store.put({ at, hover: null, isWhatIf: false });
-    this.store.dispatch({ event: 'done', what: 'read' });
+    this.store.dispatch({ event: 'done', what: at !== run.promptLength ? 'read' : this.store.state.done.all ? 'comma' : 'all' });
     this.controller.peek(run.name, at);
+  }
+
+  /** Back to the end, and from a slider back to the crank. */
+  leave() {
+    if (document.activeElement?.matches('input[type=range]')) document.activeElement.blur();
+    this.store.put({ at: null, hover: null });
   }
 
   ids() {

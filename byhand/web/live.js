@@ -6,6 +6,7 @@ const ENDS = {
   start: STANDING, load: STANDING, step: STANDING, run: STANDING, force: STANDING, pause: STANDING, stop: ['finished'],
   insert: ['changed'], edit: ['changed'], rewind: ['changed'], undo: ['changed'], fork: ['forked'],
   switch: ['switched'], set: ['set'], logits: ['logits'], tree: ['tree'], record: ['record'], resume: ['resumed'],
+  machine: ['machine'],
 };
 const WAITS = [500, 1000, 2000, 4000];
 
@@ -45,17 +46,17 @@ export class Live {
     return this.socket?.readyState === WebSocket.OPEN && this.isGreeted === true;
   }
 
-  /** Send an operation; the promise is its answer. */
-  send(op, fields = {}) {
+  /** Send an operation; the promise is its answer. `onStarted` is called when a run has a name, long before it stands. */
+  send(op, fields = {}, onStarted = () => {}) {
     if (this.socket?.readyState !== WebSocket.OPEN) {
-      return Promise.reject(new LiveError({ code: 'offline', message: 'the server is not connected' }));
+      return Promise.reject(new LiveError({ code: 'offline', message: 'This needs the model, and the server is not connected.' }));
     }
     const id = (this.count += 1);
     const text = JSON.stringify({ op, id, ...fields });
     this.onWire('→', text);
     this.socket.send(text);
     return new Promise((resolve, reject) => {
-      this.pending.set(id, { op, run: fields.run, resolve, reject });
+      this.pending.set(id, { op, run: fields.run, resolve, reject, onStarted });
     });
   }
 
@@ -65,6 +66,7 @@ export class Live {
     const pending = this.pending.get(frame.id);
     if (pending && frame.event === 'started') pending.run = frame.run;
     this.onFrame(frame);
+    if (pending && frame.event === 'started') pending.onStarted(frame);
     if (pending && frame.event === 'error') this.settle(frame.id, (waiting) => waiting.reject(new LiveError(frame)));
     else if (pending && ENDS[pending.op].includes(frame.event)) this.settle(frame.id, (waiting) => waiting.resolve(frame));
     if (STANDING.includes(frame.event)) this.settleStanding(frame);

@@ -1,6 +1,7 @@
 // The page: one state, one connection, and the views that follow from them. It opens on a stored run, and becomes live
 // at the first hand on the crank.
 
+import { addressOf, readAddress } from './address.js';
 import { Cards, doneBefore } from './cards.js';
 import { Chat } from './chat.js';
 import { Controller } from './controller.js';
@@ -33,8 +34,8 @@ const live = new Live({
     store.dispatch({ event: 'wire', line: `${way} ${line}` });
   },
 });
-const controller = new Controller(store, live);
 const headers = () => (memory.key ? { Authorization: `Bearer ${memory.key}` } : {});
+const controller = new Controller(store, live, headers);
 const chat = new Chat(store, controller, headers);
 const strip = new Strip(store, controller);
 const next = new Next(store, controller);
@@ -54,7 +55,10 @@ function receive(frame) {
   if (frame.event !== 'hello') return;
   const token = memory.saved.resume;
   memory.resume = frame.resume;
-  if (token) comeBack(token);
+  if (store.state.panel === 'cost') controller.askMachine();
+  const isMissed = memory.saved.order?.length || store.state.order.some((name) => store.state.runs[name].source === 'live');
+  if (token && isMissed) comeBack(token);
+  else memory.saved = null;
 }
 
 /** Take the runs over that the last connection left; where the server knows them no more, they stay as records. */
@@ -69,9 +73,10 @@ async function comeBack(token) {
     const frame = await live.send('resume', { token });
     for (const { run } of frame.runs) await live.send('record', { run });
     const current = [saved.current, store.state.current, frame.runs.at(-1)?.run].find((name) => store.state.runs[name]?.source === 'live');
-    if (current && (saved.order || !shown(store.state))) {
+    if (current && !memory.link && (saved.order || !shown(store.state))) {
+      const { at } = store.state;
       controller.show(current);
-      store.put({ at: saved.at ?? null });
+      store.put({ at });
     }
     if (saved.order) dropStored(saved.order);
     store.put({ message: null });
@@ -132,25 +137,26 @@ function askKey() {
 }
 
 function modelNodes(state) {
-  const run = shown(state);
+  const run = state.view === 'chat' ? chat.lastRun(state) : shown(state);
   const { model } = state;
   const isForeign = run && run.source === 'record' && !run.isOrphan;
   const what = isForeign ? el('span', { class: 'badge', text: run.isStored ? 'a stored run · press → to go on from it' : 'a record' }) : null;
   if (!model) return [el('b', { text: run?.identity?.name ?? '' }), what].filter(Boolean);
   const used = run?.tokens.length ?? 0;
   const meter = el('meter', { min: 0, max: model.context_length, value: used, 'aria-label': 'context used' });
-  return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { text: `${used} of ${model.context_length}` }), what].filter(Boolean);
+  return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { text: `${used} of ${model.context_length} tokens` }), what].filter(Boolean);
 }
 
 function renderFrame(state) {
   fill(byId('banner'), JSON.stringify([state.connection, state.message]), () => bannerNodes(state));
-  const run = shown(state);
-  fill(byId('model'), JSON.stringify([state.model?.name, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
+  const run = state.view === 'chat' ? chat.lastRun(state) : shown(state);
+  fill(byId('model'), JSON.stringify([state.view, state.model?.name, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
   for (const view of ['strip', 'chat']) {
     byId(`${view}-view`).hidden = state.view !== view;
     byId(`view-${view}`).setAttribute('aria-pressed', String(state.view === view));
   }
-  byId('crank').hidden = state.view !== 'strip';
+  // A chat's answers are saved and shared from the strip, where one of them is open.
+  for (const id of ['crank', 'save', 'share']) byId(id).hidden = state.view !== 'strip';
 }
 
 function renderPanel(state) {
@@ -161,7 +167,7 @@ function renderPanel(state) {
   const node = byId('panel');
   node.setAttribute('aria-labelledby', `tab-${state.panel}`);
   const run = shown(state);
-  const key = [state.panel, run?.steps, run?.tokens, run?.params, run?.finish, run?.status, run?.source, state.settings, state.said, state.tree, state.compare,
+  const key = [state.panel, run?.steps, run?.tokens, run?.params, run?.finish, run?.status, run?.source, state.settings, state.said, state.tree, state.compare, state.machine, state.connection,
     state.order, state.model, state.panel === 'wire' ? state.wire : null];
   if (panelKey?.every((value, index) => value === key[index])) return;
   // Pictures of a long run are drawn a few times a second while it is going, and once when it stands.
@@ -204,6 +210,7 @@ store.listen((state) => {
     chat.render(state);
   }
   renderFrame(state);
+  noteAddress();
 });
 
 // What can be done beside the crank.
@@ -211,6 +218,8 @@ store.listen((state) => {
 function openPanel(name) {
   store.put({ panel: name });
   if (name === 'tree') controller.refreshTree();
+  if (name === 'cost') controller.askMachine();
+  if (name === 'cost') controller.did('phases');
   if (name === 'ending') controller.did('end');
   if (name === 'wire') controller.did('wire');
 }
@@ -247,6 +256,7 @@ function listen() {
   byId('file').addEventListener('change', async (event) => {
     const [file] = event.target.files;
     if (file) await controller.open(await file.text());
+    store.put({ view: 'strip' });
     event.target.value = '';
   });
   for (const view of ['strip', 'chat']) byId(`view-${view}`).addEventListener('click', () => store.put({ view }));
@@ -257,17 +267,43 @@ function listen() {
     if (event.key === 'Escape') byId('prompt').blur();
   });
   addEventListener('pagehide', remember);
-  addEventListener('hashchange', () => openLink());
+  addEventListener('hashchange', followAddress);
 }
 
 // The first thing to see.
 
-async function openLink() {
-  const packed = location.hash.match(/^#run=([\w-]+)$/)?.[1];
+async function openLink(packed) {
   if (!packed) return false;
   await controller.attempt(async () => controller.open(await unpack(packed)));
+  memory.link = { name: store.state.current, packed };
   return true;
 }
+
+/** An address that the reader put there. */
+async function followAddress() {
+  const { values, packed } = readAddress(location.hash);
+  if (packed !== memory.link?.packed) await openLink(packed);
+  store.put({ view: 'strip', panel: 'settings', showsIds: false, at: null, ...values });
+}
+
+/** The address follows the view. It holds a run only while that is the one it came with. */
+function noteAddress() {
+  if (memory.link && !store.state.runs[memory.link.name]) memory.link = null;
+  const packed = memory.link?.name === store.state.current ? memory.link.packed : null;
+  const hash = addressOf(store.state, packed);
+  if (hash === location.hash) return;
+  // Browsers let a page do this about a hundred times in half a minute; who is quicker than that waits for it.
+  clearTimeout(addressTimer);
+  const wait = (noted.at(-30) ?? -Infinity) + 10_000 - performance.now();
+  if (wait > 0) {
+    addressTimer = setTimeout(noteAddress, wait);
+    return;
+  }
+  noted = [...noted.slice(-30), performance.now()];
+  history.replaceState(null, '', hash || location.pathname);
+}
+let addressTimer = null;
+let noted = [];
 
 /** The stored run, up to its most open choice: the rest is for the reader. */
 async function openStored() {
@@ -282,17 +318,22 @@ async function openStored() {
 async function openFirst() {
   const { saved } = memory;
   store.put({ done: doneBefore() });
-  if (await openLink()) return;
+  const { values, packed } = readAddress(location.hash);
+  if (await openLink(packed)) {
+    store.put(values);
+    return;
+  }
   if (saved?.record) {
     await controller.open(JSON.stringify(saved.record), { label: saved.label });
-    store.dispatch({ event: 'run', name: store.state.current, values: { isStandIn: true, isOrphan: true } });
-    store.put({ at: saved.at, view: saved.view, panel: saved.panel, showsIds: saved.showsIds, said: saved.said, speed: saved.speed });
+    store.dispatch({ event: 'run', name: store.state.current, values: saved.wasLive ? { isStandIn: true, isOrphan: true } : { isStored: saved.isStored } });
+    store.put({ said: saved.said, speed: saved.speed });
     byId('speed').value = saved.speed;
     chat.messages = saved.chat ?? [];
     chat.draw();
   } else {
     await openStored();
   }
+  store.put(values);
 }
 
 if (localStorage.getItem('byhand.theme')) document.documentElement.dataset.theme = localStorage.getItem('byhand.theme');

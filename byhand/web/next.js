@@ -18,7 +18,7 @@ function bars(row) {
 }
 
 function verdict(row, found) {
-  if (row.removedBy) return `cut by ${row.removedBy}`;
+  if (row.removedBy) return `cut by ${row.removedBy.replaceAll('_', ' ')}`;
   if (found.would && row.id === found.would.id && found.kind === 'what-if') return 'would be taken';
   if (!row.isChosen) return '';
   if (found.kind === 'reading') return `really next, #${row.rank}`;

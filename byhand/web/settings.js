@@ -43,7 +43,7 @@ export class Settings {
     const greedy = el('button', { type: 'button', id: 'greedy', text: 'Greedy: always the best' });
     greedy.addEventListener('click', () => { this.turn('temperature', 0); this.controller.set('temperature', 0); });
     return el('div', { class: 'settings' }, el('div', { class: 'sliders' }, ...SLIDERS.map((slider) => this.row(slider))),
-      this.others, el('p', { class: 'row' }, greedy, el('span', { text: 'They hold for the tokens to come, and show here what they would have made of this one. ' }), made('derived', 'sampling/stages.py', 'top_p')));
+      this.others, el('p', {}, greedy), el('p', { class: 'figures' }, el('span', { text: 'They hold for the tokens to come, and show at once what they would have made of this one.' }), made('derived', 'sampling/stages.py', 'top_p')));
   }
 
   render(state) {

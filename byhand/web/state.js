@@ -9,7 +9,7 @@ export const initial = {
   settings: {}, said: {}, isWhatIf: false, // the sliders; what this reader set; whether they reshape what was
   view: 'strip', panel: 'settings', showsIds: false,
   speed: 'full', until: {}, replay: null,
-  tree: null, compare: null, message: null, wire: [], done: {},
+  tree: null, machine: null, compare: null, message: null, wire: [], done: {},
 };
 
 const KEPT_LOGITS = 8;
@@ -227,8 +227,10 @@ function finished(state, frame) {
 const REDUCERS = {
   hello, started, reading: read, step: stepped, changed, forked, resumed, record: recorded, logits: keptLogits, finished,
   opened, revealed, orphaned, removed,
-  prefill: (state, frame) => withRun(state, frame.run, (run) => (
-    { prefill: { done: frame.done, total: frame.total, passes: (run.prefill?.passes ?? 0) + 1 } })),
+  prefill: (state, { run: name, done, total, reused }) => withRun(state, name, (run) => (
+    { prefill: { done, total, reused, passes: (run.prefill?.passes ?? 0) + 1 } })),
+  readings: (state, { run: name, readings }) => withRun(state, name, { readings: byPosition(readings) }),
+  machine: (state, { event, id, ...machine }) => ({ ...state, machine }),
   // At a breakpoint the token to come is what is looked at, not the last one.
   paused: (state, { run: name, why }) => withRun(state, name, (run) => (
     { status: 'paused', why, isFresh: run.isFresh && ['count', 'pause', 'prefilled'].includes(why) })),

@@ -4,7 +4,10 @@
 import { byId, el, fill, milliseconds, percent, piece, pieceNodes, pieceText } from './dom.js';
 import { place, shown } from './state.js';
 
-const BLOCK = 128; // cells a block; blocks out of sight are not laid out (content-visibility)
+const BLOCK = 128; // cells a block; blocks out of sight are neither laid out nor painted (content-visibility)
+const AT_ONCE = 256; // cells made in one frame: a long run that is opened fills the strip over several
+const LONG = 24; // characters of a piece beyond which it may have to be clipped
+const ROWS_A_PASS = 512; // the engine's max_rows: a prompt that is longer takes more than one pass
 const BOUNDS = [0.7, 0.4, 0.2, 0.08, 0.02]; // probability: at or above the first, nothing is painted
 export const NEAR = 0.1;
 
@@ -48,7 +51,7 @@ function makeCell(run, at) {
   cell.setAttribute('aria-label', `${pieceText(token)}, ${phase}${known ? `, ${percent(known.probability)}` : ''}`);
   const said = saidAfter(run, at);
   cell.append(piece(token), el('span', { class: 'id', text: String(token.id) }), saidNode(said, at));
-  if (token.text.includes('\n')) cell.classList.add('ends-line');
+  if (token.text.length > LONG || said?.text.length > LONG) cell.classList.add('long');
   return cell;
 }
 
@@ -71,6 +74,7 @@ export class Strip {
     this.store = store;
     this.node = byId('strip');
     this.phase = byId('phase');
+    this.blocks = [];
     this.cells = [];
     this.keys = [];
     this.marked = { at: -1, count: 0 };
@@ -95,8 +99,9 @@ export class Strip {
     node.addEventListener('click', (event) => {
       const at = placeOf(event);
       if (at === null) return;
-      const { length } = shown(store.state).tokens;
-      store.put({ at: Math.max(1, Math.min(at, length)), isWhatIf: false });
+      const run = shown(store.state);
+      store.put({ at: Math.max(1, Math.min(at, run.tokens.length)), isWhatIf: false });
+      if (at === run.promptLength) controller.did(event.target.closest('.said') ? 'all' : 'comma');
       controller.peek(store.state.current, at);
     });
     node.addEventListener('dblclick', (event) => {
@@ -120,6 +125,7 @@ export class Strip {
       const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest?.('.cell');
       if (cell) store.put({ hover: Number(cell.dataset.at) });
     });
+    node.addEventListener('pointercancel', () => { this.isDragging = false; store.put({ hover: null }); });
     node.addEventListener('pointerup', () => {
       if (!this.isDragging) return;
       this.isDragging = false;
@@ -132,12 +138,13 @@ export class Strip {
   point(at, said) {
     if (this.isDragging || at === this.store.state.hover) return;
     this.store.put({ hover: at === 0 ? 1 : at });
-    if (said) this.store.dispatch({ event: 'done', what: 'read' });
+    if (said) this.store.dispatch({ event: 'done', what: at === shown(this.store.state)?.promptLength ? 'all' : 'read' });
   }
 
   render(state) {
     const run = shown(state);
     this.node.classList.toggle('ids', state.showsIds);
+    byId('ids').setAttribute('aria-pressed', String(state.showsIds));
     if (!run) return;
     const grew = this.renderCells(run);
     this.renderCaret(run);
@@ -149,17 +156,22 @@ export class Strip {
   /** Bring cells up to date: only those whose token or numbers changed are made. Says whether there are more now. */
   renderCells(run) {
     const before = this.cells.length;
-    if (this.runName !== run.name && this.runName !== undefined) this.first = 0;
-    this.runName = run.name;
     // Only the end changes as a run grows; a change further up (readings, another run) shows in the lists themselves.
     const isGrown = this.tokensOf === run.promptLength && this.readings === run.readings && isPrefix(this.steps, run.steps);
     const from = isGrown ? Math.max(0, Math.min(before, run.tokens.length) - 2) : 0;
-    for (let at = from; at < run.tokens.length; at += 1) this.renderCell(run, at);
-    while (this.cells.length > run.tokens.length) this.cells.pop().remove();
-    this.keys.length = this.cells.length;
-    for (const block of [...this.node.children]) if (!block.childElementCount) block.remove();
+    const to = Math.min(run.tokens.length, before + AT_ONCE);
+    this.shorten(run.tokens.length);
+    for (let at = from; at < to; at += 1) this.renderCell(run, at);
+    if (to < run.tokens.length) this.store.awaken();
     Object.assign(this, { tokensOf: run.promptLength, readings: run.readings, steps: run.steps });
     return this.cells.length > before;
+  }
+
+  /** Let go of the cells past this length, whole blocks first. */
+  shorten(length) {
+    while (this.blocks.length > Math.ceil(length / BLOCK)) this.blocks.pop().remove();
+    for (const cell of this.cells.splice(length)) cell.remove();
+    this.keys.length = this.cells.length;
   }
 
   renderCell(run, at) {
@@ -174,26 +186,35 @@ export class Strip {
   }
 
   blockFor(at) {
-    if (at % BLOCK === 0 || !this.node.lastElementChild) {
-      this.node.lastElementChild?.classList.add('whole');
-      const label = `tokens from ${at}`;
-      this.node.append(el('div', { class: 'block', role: 'group', 'aria-label': label }));
+    if (at % BLOCK === 0) {
+      this.blocks.at(-1)?.classList.add('whole');
+      this.blocks.push(el('div', { class: 'block', role: 'group', 'aria-label': `tokens from ${at}`, 'data-from': at ? String(at) : null }));
+      this.node.append(this.blocks.at(-1));
     }
-    return this.node.lastElementChild;
+    return this.blocks.at(-1);
   }
 
   renderCaret(run) {
     this.caret ??= el('span', { class: 'caret', 'aria-hidden': 'true', title: 'pull back to rewind' });
-    const canGrow = !run.finish;
-    const last = this.node.lastElementChild;
-    if (canGrow && last && last.lastElementChild !== this.caret) last.append(this.caret);
-    if (!canGrow) this.caret.remove();
+    const isWhole = this.cells.length === run.tokens.length;
+    const last = this.blocks.at(-1);
+    if (!run.finish && isWhole && last && last.lastElementChild !== this.caret) last.append(this.caret);
+    if (run.finish || !isWhole) this.caret.remove();
   }
 
+  /** Before the place is lit, after it dimmed. Whole blocks are marked as such: pointing costs the same in any run. */
   light(at, isPointed) {
-    this.cells.forEach((cell, index) => {
-      cell.classList.toggle('lit', isPointed && index < at);
-      cell.classList.toggle('unread', isPointed && index > at);
+    this.blocks.forEach((block, index) => {
+      const [start, end] = [index * BLOCK, Math.min(this.cells.length, (index + 1) * BLOCK)];
+      const isMixed = isPointed && start <= at && at < end;
+      block.classList.toggle('lit', isPointed && end <= at);
+      block.classList.toggle('unread', isPointed && start > at);
+      if (!isMixed && !block.byhandMixed) return;
+      block.byhandMixed = isMixed;
+      for (let place = start; place < end; place += 1) {
+        this.cells[place].classList.toggle('lit', isMixed && place < at);
+        this.cells[place].classList.toggle('unread', isMixed && place > at);
+      }
     });
   }
 
@@ -225,29 +246,37 @@ function phaseKey(run) {
   return JSON.stringify([run.name, run.prefill, run.steps.length, last?.seconds, run.note, run.promptLength]);
 }
 
-function passText(step) {
-  const { positions_computed: computed, positions_reused: reused, phase } = step;
-  const what = computed === 1 ? '1 position' : `${computed} positions in one pass`;
-  return `${phase}: ${what}, cache ${reused} → ${reused + computed}`;
+/** What a pass did, in the run's own figures: positions computed, and those that were in the cache before. */
+function passText(phase, computed, reused, passes) {
+  const many = passes === 1 ? ' in one pass' : passes ? ` in ${passes} passes` : '';
+  const what = computed === 1 ? '1 position' : `${computed} positions${many}`;
+  const kept = phase === 'prefill' && reused ? `, ${reused} positions reused` : '';
+  return `${phase}: ${what}, cache ${reused} → ${reused + computed}${kept}`;
 }
 
-function passNode(step) {
-  return el('span', {}, passText(step), el('small', { text: ` ${milliseconds(step.seconds)}` }));
+function passNode(step, passes) {
+  const text = passText(step.phase, step.positions_computed, step.positions_reused, passes);
+  return el('span', {}, text, el('small', { text: ` ${milliseconds(step.seconds)}` }));
+}
+
+/** How many passes a first step took: counted where they were seen, else known only of what fits in one. */
+function passesOf(run, step) {
+  return run.prefill?.passes ?? (step.positions_computed <= ROWS_A_PASS ? 1 : null);
 }
 
 function phaseNodes(run) {
   const [first, last] = [run.steps[0], run.steps.at(-1)];
   const nodes = [];
-  if (first && first.phase === 'prefill') nodes.push(passNode(first));
-  else if (run.prefill) nodes.push(el('span', { text: prefillText(run.prefill) }));
-  if (last && last !== first) nodes.push(passNode(last));
+  if (first) nodes.push(passNode(first, passesOf(run, first)));
+  else if (run.prefill) nodes.push(...prefillNodes(run.prefill));
+  if (last && last !== first) nodes.push(passNode(last, last.positions_computed <= ROWS_A_PASS ? 1 : null));
   if (run.note) nodes.push(el('span', { class: 'note', text: noteText(run.note) }));
   return nodes;
 }
 
-function prefillText({ done, total, passes }) {
-  if (done < total) return `prefill: ${done} of ${total} positions`;
-  return `prefill: ${total} positions in ${passes === 1 ? 'one pass' : `${passes} passes`}, cache 0 → ${total}`;
+function prefillNodes({ done, total, passes, reused }) {
+  if (done === total) return [el('span', { text: passText('prefill', total - reused, reused, passes) })];
+  return [el('span', { text: `prefill: ${done} of ${total} positions ` }), el('progress', { max: total, value: done, 'aria-label': 'prefill' })];
 }
 
 function noteText({ op = 'change', computed, dropped, length }) {

@@ -76,7 +76,7 @@ export class Tree {
     const [one, other] = [shown(state), state.runs[state.compare]];
     if (!one || !other || one === other) return el('p', { class: 'empty', text: 'Fork, or take another candidate; then compare two branches here.' });
     const from = partAt(one.tokens, other.tokens);
-    return el('div', { class: 'compare' }, el('h3', { text: `${one.label} and ${other.label} are the same for ${from} tokens, and part there` }),
+    return el('div', { class: 'compare' }, el('h3', { text: `${one.label} and ${other.label} are the same for ${from} ${from === 1 ? 'token' : 'tokens'}, and part there` }),
       el('div', { class: 'columns' }, ...[[one, other], [other, one]].map(([a, b]) => el('div', {}, el('h4', { text: a.label }), el('ol', {}, ...cellsOf(a, b, from))))));
   }
 }

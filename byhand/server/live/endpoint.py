@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -28,6 +28,7 @@ class Live:
         self._limits = limits
         self._open: dict[str, tuple[Session, WebSocket]] = {}
         self._lost: dict[str, tuple[Session, asyncio.TimerHandle]] = {}
+        self.machine: dict[str, Any] | None = None  # its limit, once somebody asked
 
     @property
     def connections(self) -> int:

@@ -70,7 +70,7 @@ KINDS: dict[str, tuple[Check, str]] = {
 # op → its fields and their kinds. Every frame may also have `id` and, where a run is meant, `run`.
 OPS: dict[str, dict[str, str]] = {
     "start": {"prompt": "prompt", "messages": "messages", "params": "object", "top": "place", "record": "flag"},
-    "step": {"count": "count"},
+    "step": {"count": "count", "until": "object"},
     "run": {"until": "object"},
     "pause": {},
     "stop": {},
@@ -83,6 +83,7 @@ OPS: dict[str, dict[str, str]] = {
     "set": {"params": "object"},
     "logits": {"index": "place"},
     "tree": {},
+    "machine": {},
     "undo": {},
     "record": {},
     "load": {"record": "object"},
@@ -98,7 +99,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "switch": ("run",),
 }
 EITHER: dict[str, tuple[str, str]] = {"start": ("prompt", "messages"), "insert": ("text", "ids")}
-WITHOUT_RUN = ("start", "load", "tree", "resume")
+WITHOUT_RUN = ("start", "load", "tree", "machine", "resume")
 UNTIL = {"token": "token", "text": "text", "entropy": "bound", "end_probability": "bound", "margin": "bound"}
 
 

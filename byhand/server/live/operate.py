@@ -75,12 +75,17 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
     handle.mark, handle.wants_record = frame.id, fields.get("record", False)
     # The answer stands in the queue before the first event can.
     values = {"ids": ids, "tokens": tokens, "params": params.to_json()}
+
+    def prepare(_: Engine, run: RunState) -> None:
+        handle.run = run
+        session.answer(frame, "started", handle, values)
+
     handle.ticket = session.worker.open(
         ids,
         params,
         session.listener(handle),
         read_prompt=top or None,
-        prepare=lambda *_: session.answer(frame, "started", handle, values),
+        prepare=prepare,
     )
     await handle.standing.wait()
 
@@ -109,7 +114,7 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
 
         step_params = [record.params_at(step.index).replace(seed=record.seed) for step in record.steps]
         refill(engine, run, list(record.steps), step_params, params, record.choice)
-        run.finish_reason, run.stop_reason = record.finish_reason, record.stop_reason
+        handle.run, run.finish_reason, run.stop_reason = run, record.finish_reason, record.stop_reason
         values = {**views.run_view(llm, run), "steps": [step_to_json(step) for step in run.steps]}
         session.answer(frame, "started", handle, values)
 
@@ -171,8 +176,9 @@ def _marks(handle: Handle, frame: Frame) -> Callable[[], None]:
 
 
 async def step(session: Session, frame: Frame, handle: Handle) -> None:
-    """Take some tokens."""
-    await _wait(handle.steered().go(frame.fields.get("count", 1), mark=_marks(handle, frame)))
+    """Take some tokens, fewer where a breakpoint is met."""
+    until = until_of(session.worker.llm, frame.fields.get("until", {}))
+    await _wait(handle.steered().go(frame.fields.get("count", 1), until=until, mark=_marks(handle, frame)))
 
 
 async def run(session: Session, frame: Frame, handle: Handle) -> None:
@@ -316,6 +322,19 @@ async def tree(session: Session, frame: Frame, handle: None) -> None:
     session.answer(frame, "tree", None, {"runs": runs, "pages": pages, "bytes": found["bytes"]})
 
 
+async def machine(session: Session, frame: Frame, handle: None) -> None:
+    """This machine's limit for the model: measured between two passes when somebody asks first, and kept."""
+    live, llm = session.live, session.worker.llm
+
+    def measure() -> Json:
+        from byhand.bench.wall import wall
+
+        live.machine = live.machine or wall(llm)
+        return live.machine
+
+    session.answer(frame, "machine", None, await _wait(session.worker.call(measure)))
+
+
 async def _wait(future: Any) -> Any:
     return await asyncio.wrap_future(future)
 
@@ -339,4 +358,5 @@ OPERATIONS: dict[str, Callable[[Any, Frame, Any], Awaitable[None]]] = {
     "logits": logits,
     "record": record,
     "tree": tree,
+    "machine": machine,
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.engine.events import Event, Failed, Finished, Paused, Progress, Read, Stepped
 from byhand.engine.limits import Limits
+from byhand.engine.state import RunState
 from byhand.engine.worker import Steered, Worker
 from byhand.errors import NotServing, RecordError
 from byhand.jsonable import step_to_json, usage_to_json
@@ -36,6 +37,7 @@ class Handle:
     parent: str | None = None
     at: int | None = None
     ticket: Steered | None = None
+    run: RunState | None = None  # for the worker's thread alone
     mark: str | int | None = None
     wants_record: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,7 +106,7 @@ class Session:
         """The run that a frame means: a new one, the one it names, the one switched to, or the only one."""
         if frame.op in ("start", "load"):
             return self.add_run()
-        if frame.op in ("tree", "resume"):
+        if frame.op in ("tree", "machine", "resume"):
             return None
         name = frame.run or self.current or (next(iter(self.runs)) if len(self.runs) == 1 else None)
         if name is None:
@@ -151,8 +153,9 @@ class Session:
 
         def listen(event: Event) -> None:
             items = event.positions if isinstance(event, Read) else (event,)
+            reused = 0 if handle.run is None else handle.run.cached
             for item in items:
-                self.outbox.put(partial(_event_frame, handle.name, handle.mark, item))
+                self.outbox.put(partial(_event_frame, handle.name, handle.mark, item, reused))
             if isinstance(event, Paused | Finished | Failed) and not self.loop.is_closed():
                 self.loop.call_soon_threadsafe(handle.standing.set)
                 if isinstance(event, Finished) and handle.wants_record:
@@ -209,11 +212,11 @@ class Session:
         return [handle for handle in handles if handle.ticket is not None]
 
 
-def _event_frame(run: str, mark: str | int | None, item: Event | Position) -> Json:
-    """What the engine tells, as a frame; made when it is about to be sent."""
+def _event_frame(run: str, mark: str | int | None, item: Event | Position, reused: int) -> Json:
+    """What the engine tells, as a frame; made when it is about to be sent. `reused`: prompt tokens of known pages."""
     match item:
         case Progress(done=done, total=total):
-            values = {"event": "prefill", "done": done, "total": total}
+            values = {"event": "prefill", "done": done, "total": total, "reused": reused}
         case Position():
             values = {"event": "reading", **views.position_view(item)}
         case Stepped(step=step):

@@ -1,0 +1,110 @@
+// What the page does by itself, with or without a server: it says what went wrong, and saves, shares, opens and plays records.
+
+import { addressOf } from './address.js';
+import { cut, download, pack, parseRecord } from './record.js';
+import { shown } from './state.js';
+
+const REPLAY = { slow: 1200, easy: 400, brisk: 120, full: 0 };
+const REPLAYED_PER_FRAME = 10;
+const LONGEST_LINK = 60_000;
+
+/** Readings without what the frames around them said. */
+function plain(readings) {
+  return Object.values(readings).map(({ run, id, event, ...reading }) => reading);
+}
+
+export class Records {
+  constructor(store, live, headers = () => ({})) {
+    Object.assign(this, { store, live, headers, timer: null, undone: [], names: 0 });
+  }
+
+  get run() {
+    return shown(this.store.state);
+  }
+
+  /** Do something; what the server says against it is told to the reader, whole. */
+  async attempt(action) {
+    this.busy(1);
+    try {
+      return await action();
+    } catch (error) {
+      this.say(error instanceof Error ? error.message : String(error), 'error');
+      return null;
+    } finally {
+      this.busy(-1);
+    }
+  }
+
+  /** What is under way shows in the page: for the pointer, and for whoever waits for it. */
+  busy(by) {
+    this.underWay = (this.underWay ?? 0) + by;
+    document.body.dataset.busy = String(this.underWay > 0);
+  }
+
+  say(text, kind = 'note') {
+    this.store.put({ message: text ? { kind, text } : null });
+  }
+
+  did(what) {
+    this.store.dispatch({ event: 'done', what });
+  }
+
+  // Records.
+
+  /** The current run as a document: the server's own words where it has them. */
+  async record() {
+    const { run } = this;
+    if (!run) throw new Error('there is no run to save yet');
+    if (run.source === 'record') return cut(run.record, run.steps.length);
+    return (await this.live.send('record', { run: run.name })).record;
+  }
+
+  save() {
+    return this.attempt(async () => {
+      const record = await this.record();
+      download({ record, readings: plain(this.run.readings) });
+    });
+  }
+
+  share() {
+    return this.attempt(async () => {
+      const [record, readings] = [await this.record(), plain(this.run.readings)];
+      let packed = await pack({ record, readings });
+      if (packed.length > LONGEST_LINK) packed = await pack({ record, readings: [] });
+      if (packed.length > LONGEST_LINK) throw new Error('this run is too long for a link: save it as a file instead');
+      const link = new URL(`/${addressOf(this.store.state, packed)}`, location.href);
+      await navigator.clipboard.writeText(link.href);
+      this.say('A link that holds the whole run is in the clipboard. It opens in any byhand page, with or without the model.');
+    });
+  }
+
+  open(text, { count = null, label = null } = {}) {
+    return this.attempt(() => {
+      const { record, readings } = parseRecord(text);
+      this.halt();
+      const name = `record-${(this.names += 1)}`;
+      this.store.dispatch({ event: 'opened', name, record, readings, count: count ?? record.steps.length, label });
+    });
+  }
+
+  /** Play a record from its first step, with no model. */
+  replay() {
+    const { run } = this;
+    if (run?.source !== 'record') return;
+    this.halt();
+    this.follow();
+    this.store.put({ replay: run.name });
+    this.store.dispatch({ event: 'revealed', name: run.name, count: 0 });
+    this.playOn();
+  }
+
+  playOn() {
+    const { replay, runs, speed } = this.store.state;
+    const run = runs[replay];
+    if (!run || run.steps.length >= run.record.steps.length) return this.halt();
+    const wait = REPLAY[speed];
+    this.store.dispatch({ event: 'revealed', name: replay, count: run.steps.length + (wait ? 1 : REPLAYED_PER_FRAME) });
+    if (wait) this.timer = setTimeout(() => this.playOn(), wait);
+    else requestAnimationFrame(() => this.playOn());
+  }
+}
