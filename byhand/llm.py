@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -18,7 +19,7 @@ from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest, ByhandError, PromptError, PromptTooLong
-from byhand.kernels import open_kernels
+from byhand.kernels import open_kernels, without_collector
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import build
 from byhand.record import ModelIdentity
@@ -74,7 +75,8 @@ class LLM:
         self._tell = note
         place = _device(device)
         cached_as = _cache_dtype(cache_dtype)
-        backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
+        with without_collector():
+            backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
         form = quantize or format_of(self.checkpoint, dtype)
         with ThreadPoolExecutor(1, "byhand-prepare") as beside:
             prepared = beside.submit(backend.prepare, form, cached_as)
@@ -83,7 +85,6 @@ class LLM:
             prepared.result()
         if self.model.dtype != form:  # a pickle says only when it is read what it holds
             backend.prepare(self.model.dtype, cached_as)
-        self._template: ChatTemplate | None = None
 
     def _note(self, line: str) -> None:
         self.notes.append(line)
@@ -180,11 +181,14 @@ class LLM:
         """The text of ids, special tokens left out."""
         return self.tokenizer.decode(self.check_ids(ids, "ids"))
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template, opened when it is first asked for."""
+        return ChatTemplate.open(self.checkpoint.folder, self.tokenizer)
+
     def render_chat(self, messages: Messages, **values: Any) -> str:
         """The prompt text that the checkpoint's chat template makes of messages."""
-        if self._template is None:
-            self._template = ChatTemplate.open(self.checkpoint.folder, self.tokenizer)
-        return self._template.render(messages, **values)
+        return self.template.render(messages, **values)
 
     def chat_ids(self, messages: Messages, **values: Any) -> list[int]:
         """The same as ids. The template writes its own start token, so none is added."""

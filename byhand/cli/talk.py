@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import signal
@@ -40,7 +41,7 @@ def print_json(value: Any) -> None:
 
 def open_model(arguments: argparse.Namespace) -> LLM:
     """The model that the command line names, with all its settings; what it has to say goes to stderr."""
-    from byhand.llm import LLM
+    from byhand import LLM
 
     llm = LLM(
         model_name(arguments),
@@ -57,6 +58,7 @@ def open_model(arguments: argparse.Namespace) -> LLM:
     )
     for note in llm.checkpoint.notes:
         talk(note)
+    gc.freeze()  # all that is here stays: no collection goes through it again
     return llm
 
 

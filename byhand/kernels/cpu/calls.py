@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from byhand.kernels import native, reference
+from byhand.kernels import native, reference, without_collector
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording
 from byhand.kv_cache import Batch, KVCache
@@ -35,6 +35,14 @@ def bits(number: float) -> int:
     return found
 
 
+def needed(form: str, cached: str) -> tuple[str, ...]:
+    """The kernels that most models run, with weights in one format and the cache in another."""
+    of_weights = ("linear", "gated", "embedding")
+    of_cache = ("attend_parts", "place_rows")
+    rest = ("run_list", "gather_rows", "rms_norm", "layer_norm", "survey")
+    return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
+
+
 class Calls:
     """What the backend's products, norms and attention are called with."""
 
@@ -44,6 +52,7 @@ class Calls:
         self._note = note
         self._run_list: Callable[[int, int, int], None] | None = None
         self._machine_code: dict[str, int] = {}
+        self._ready: set[str] = set()  # kernels that need not be compiled any more
         self._matrices: dict[int, Matrix] = {}
         self._layers: dict[tuple[int, int], Layer] = {}
         self._ticket = array("q", [0])
@@ -57,25 +66,31 @@ class Calls:
 
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
         """Compile what weights of this format and this cache need, unless a run before this one did."""
-        cached = FORMATS[cache_dtype]
-        names = [f"linear_{form}", f"attend_parts_{cached}", "run_list", f"gated_{form}", f"place_rows_{cached}"]
-        names += ["gather_rows", "rms_norm", "layer_norm"]
-        missing = [name for name in names if not native.kernels()[name].is_kept]
+        self._compile(needed(form, FORMATS[cache_dtype]))
+
+    def _compile(self, names: Sequence[str]) -> None:
+        """Compile those that the cache lacks, and say so."""
+        missing = [name for name in names if name not in self._ready and not native.kernels()[name].is_kept]
         if missing:
             if self._note is not None:
-                self._note(f"compiling {len(missing)} kernels for this processor: {native.whether_kept()}")
+                count = f"{len(missing)} kernels" if len(missing) > 1 else "one kernel"
+                self._note(f"compiling {count} for this processor: {native.whether_kept()}")
             native.compile_kernels(missing)
+        self._ready.update(names)
 
     def _place_of(self, name: str) -> int:
         place = self._machine_code.get(name)
         if place is None:
-            place = self._machine_code[name] = native.kernels()[name].address
+            self._compile([name])  # what few models need is made when one asks for it
+            with without_collector():
+                place = self._machine_code[name] = native.kernels()[name].address
         return place
 
     def _start(self, at: int, count: int, threads: int) -> None:
         """Run a list of kernels."""
         if self._run_list is None:
-            self._run_list = native.kernels()["run_list"].load()
+            with without_collector():
+                self._run_list = native.kernels()["run_list"].load()
         with _ONE_AT_A_TIME:
             self._run_list(at, count, threads)
 
