@@ -17,6 +17,7 @@ from typing import Any
 from byhand.bench import results
 from byhand.bench.run import CONTROL
 from byhand.bench.scenarios import SCENARIOS
+from byhand.html import between_marks
 
 Entry = dict[str, Any]
 Row = Sequence[str]
@@ -279,11 +280,7 @@ def renewed(page: str, entries: list[Entry], measured: Sequence[Entry] = ()) -> 
     """A page whose tables are made anew."""
     made = {name: make(entries) for name, make in TABLES.items()} | {"quality": quality(measured)}
     for name, text in made.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        before, _, rest = page.partition(begin)
-        _, found, after = rest.partition(end)
-        if found:
-            page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+        page = between_marks(page, name, text)
     return page
 
 

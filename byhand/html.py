@@ -34,6 +34,14 @@ STYLE = """<style>
 </style>"""
 
 
+def between_marks(page: str, name: str, text: str) -> str:
+    """A page whose part from `<!-- NAME: begin -->` to `<!-- NAME: end -->` is made anew; without it the page as it is."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}" if found else page
+
+
 def visible(text: str) -> str:
     """A piece with its white space made visible, escaped for HTML."""
     shown = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")

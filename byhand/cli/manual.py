@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from byhand.cli.main import build_parser
-
-BEGIN, END = "<!-- help: begin -->", "<!-- help: end -->"
+from byhand.html import between_marks
 
 
 def help_pages() -> str:
@@ -33,10 +32,8 @@ def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.Argum
 
 
 def renewed(document: str) -> str:
-    """A document whose part between the marks is made anew."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{help_pages()}\n{END}{after}"
+    """A document whose help pages are made anew."""
+    return between_marks(document, "help", help_pages())
 
 
 if __name__ == "__main__":

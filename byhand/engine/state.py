@@ -195,11 +195,6 @@ class RunState:
         return self.finish_reason is not None
 
     @property
-    def is_told(self) -> bool:
-        """True when every prompt position that is watched was shown and every id after the prompt has its Step."""
-        return len(self.steps) == self.generated and (self.watch is None or self.watched >= self.prompt_length)
-
-    @property
     def next_needed(self) -> int | None:
         """The first position whose logits are still wanted: to show, to judge an id of the user's, to choose from."""
         if self.watch is not None and self.watched < self.prompt_length:

@@ -114,12 +114,29 @@ class ChatLogprobs(Answer):
     refusal: None = None
 
 
+class CalledFunction(Answer):
+    """The function that is called, and its arguments as JSON in a text."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(Answer):
+    """A call of a tool; in a chunk with its place among the message's."""
+
+    index: int = 0
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Answer):
-    """What the model said."""
+    """What the model said, and the tools that it called."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[CalledTool] = []
 
 
 class ChatChoice(Extras):
@@ -128,7 +145,7 @@ class ChatChoice(Extras):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatAnswer(Answer):
@@ -147,6 +164,7 @@ class Delta(Answer):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    tool_calls: list[CalledTool] = []
 
 
 class ChunkChoice(Extras):
@@ -155,7 +173,7 @@ class ChunkChoice(Extras):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatChunk(Answer):

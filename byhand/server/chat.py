@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from time import time
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from byhand.server.answers import ChatAnswer, ChatChoice, ChatChunk, ChatLogprobs, ChatMessage, ChunkChoice, Delta
-from byhand.server.completions import add_extras, check_limits, depth_of_reading, extras
-from byhand.server.flow import Flow, while_there
-from byhand.server.generation import Job, Piece, PromptIn, check_params, made_id, open_flow, params_of, pieces
+from byhand.server.answering import Answering, add_extras
+from byhand.server.answers import (
+    CalledTool,
+    ChatAnswer,
+    ChatChoice,
+    ChatChunk,
+    ChatLogprobs,
+    ChatMessage,
+    ChunkChoice,
+    Delta,
+)
+from byhand.server.completions import check_limits, depth_of_reading, extras
+from byhand.server.generation import Job, Piece, PromptIn, check_params, params_of
 from byhand.server.logprobs import chat_step
 from byhand.server.problems import ApiError
 from byhand.server.service import Service, service_of
 from byhand.server.shapes import ChatRequest, Templated
-from byhand.server.sse import EventStream
+from byhand.server.tools import ToolText, teaches_calls
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
 
 
 def _plain_messages(request: Templated) -> list[dict[str, Any]]:
-    """The messages as templates know them: a developer speaks as the system."""
+    """The messages as templates know them: a developer speaks as the system, arguments are objects."""
     messages = [message.model_dump(exclude_none=True) for message in request.messages]
     for message in messages:
         if message["role"] == "developer":
             message["role"] = "system"
+        for call in message.get("tool_calls", ()):
+            with suppress(ValueError, RecursionError):
+                if isinstance(arguments := json.loads(call["function"]["arguments"]), dict):
+                    call["function"]["arguments"] = arguments
     return messages
 
 
@@ -72,53 +87,52 @@ async def job_of(service: Service, request: ChatRequest) -> Job:
     return Job([prompt], params, depth_of_reading(request, None))
 
 
-class Chat:
-    """One request on its way: the head that all its answers share."""
+class Chat(Answering[ChunkChoice]):
+    """One request on its way. `with_calls`: calls of tools are looked for in the text."""
 
-    def __init__(self, service: Service, request: ChatRequest, job: Job) -> None:
-        self._service = service
-        self._request = request
-        self._job = job
-        self._head = {"id": made_id("chatcmpl"), "created": int(time()), "model": service.name}
+    def __init__(self, service: Service, asked: ChatRequest, job: Job, *, with_calls: bool) -> None:
+        super().__init__(service, asked, job, "chatcmpl")
+        self._chat = asked
+        self._with_calls = with_calls
+        self._texts: dict[int, ToolText] = defaultdict(ToolText)
 
-    def _part(self, piece: Piece) -> ChunkChoice:
-        if piece.is_opening:
-            delta = Delta(role="assistant", content="")
-        else:
-            delta = Delta(content=piece.step.text) if piece.step else Delta()
+    def part(self, piece: Piece) -> ChunkChoice:
+        """The role, a token, or the finish reason."""
+        delta = self._delta(piece)
+        called = piece.finish_reason == "stop" and self._with_calls and self._texts[piece.index].count > 0
         return ChunkChoice(
             index=piece.index,
             delta=delta,
             logprobs=self._logprobs(piece),
-            finish_reason=piece.finish_reason,
-            **extras(self._request, piece),
+            finish_reason="tool_calls" if called else piece.finish_reason,
+            **extras(self._chat, piece),
         )
 
+    def _delta(self, piece: Piece) -> Delta:
+        if piece.is_opening:
+            return Delta(role="assistant", content="")
+        if not self._with_calls:
+            return Delta(content=piece.step.text) if piece.step else Delta()
+        text = self._texts[piece.index]
+        said, calls = text.push(piece.step.text) if piece.step else text.flush()
+        delta = Delta(content=said) if piece.step or said else Delta()
+        if calls:
+            delta.tool_calls = calls
+        return delta
+
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
-        if not self._request.logprobs or piece.step is None:
+        if not self._chat.logprobs or piece.step is None:
             return None
-        return ChatLogprobs(content=[chat_step(piece.step, self._request.top_logprobs or 0)], refusal=None)
+        return ChatLogprobs(content=[chat_step(piece.step, self._chat.top_logprobs or 0)], refusal=None)
 
-    async def chunks(self, flow: Flow) -> AsyncIterator[dict[str, Any]]:
-        """The answer in chunks: the role, one a token, the finish reason, and the usage if it was asked for."""
-        options = self._request.stream_options
-        with_usage = bool(options and options.include_usage)
-        async for piece in pieces(self._service, self._job, flow):
-            yield self._chunk([self._part(piece)]) | ({"usage": None} if with_usage else {})
-        if with_usage:
-            yield {**self._chunk([]), "usage": self._job.usage.plain()}
+    def chunk(self, parts: list[ChunkChoice]) -> ChatChunk:
+        """A chunk of a stream."""
+        return ChatChunk(object="chat.completion.chunk", choices=parts, **self.head)
 
-    def _chunk(self, choices: list[ChunkChoice]) -> dict[str, Any]:
-        return ChatChunk(object="chat.completion.chunk", choices=choices, **self._head).plain()  # type: ignore[arg-type]
-
-    async def whole(self, flow: Flow) -> dict[str, Any]:
-        """The answer in one piece: the sum of its chunks."""
-        parts: dict[int, list[ChunkChoice]] = {}
-        async for piece in pieces(self._service, self._job, flow):
-            parts.setdefault(piece.index, []).append(self._part(piece))
-        choices = [self._sum(parts[index]) for index in sorted(parts)]
-        answer = ChatAnswer(object="chat.completion", choices=choices, usage=self._job.usage, **self._head)  # type: ignore[arg-type]
-        return answer.plain()
+    def total(self, parts: Sequence[list[ChunkChoice]]) -> ChatAnswer:
+        """The whole answer."""
+        choices = [self._sum(of_one) for of_one in parts]
+        return ChatAnswer(object="chat.completion", choices=choices, usage=self.job.usage, **self.head)
 
     def _sum(self, parts: list[ChunkChoice]) -> ChatChoice:
         content = [entry for part in parts if part.logprobs for entry in part.logprobs.content or []]
@@ -126,22 +140,26 @@ class Chat:
         assert reason is not None
         whole = ChatChoice(
             index=parts[0].index,
-            message=ChatMessage(role="assistant", content="".join(part.delta.content for part in parts), refusal=None),
-            logprobs=ChatLogprobs(content=content, refusal=None) if self._request.logprobs else None,
+            message=_message([part.delta for part in parts]),
+            logprobs=ChatLogprobs(content=content, refusal=None) if self._chat.logprobs else None,
             finish_reason=reason,
         )
-        for part in parts:
-            add_extras(whole, part)
+        add_extras(whole, parts)
         return whole
+
+
+def _message(deltas: list[Delta]) -> ChatMessage:
+    text = "".join(delta.content for delta in deltas)
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    if not calls:
+        return ChatMessage(role="assistant", content=text, refusal=None)
+    plain = [CalledTool(id=call.id, type="function", function=call.function) for call in calls]
+    return ChatMessage(role="assistant", content=text if text.strip() else None, refusal=None, tool_calls=plain)
 
 
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer messages. Extras of byhand are documented in docs/server.md."""
     service = service_of(request)
     job = await job_of(service, body)
-    chat = Chat(service, body, job)
-    flow = open_flow(service, job)
-    if body.stream:
-        return EventStream(chat.chunks(flow), flow)
-    with flow:
-        return JSONResponse(await while_there(request.receive, chat.whole(flow)))
+    with_calls = bool(body.tools) and body.tool_choice != "none" and teaches_calls(service.worker.llm)
+    return await Chat(service, body, job, with_calls=with_calls).respond(request)

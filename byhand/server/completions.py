@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from time import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from byhand.sampling.params import SamplingParams
-from byhand.server.answers import CompletionAnswer, CompletionChoice, Extras, LegacyLogprobs
-from byhand.server.flow import while_there
-from byhand.server.generation import (
-    Job,
-    Piece,
-    PromptIn,
-    check_params,
-    check_runs,
-    made_id,
-    open_flow,
-    params_of,
-    pieces,
-)
+from byhand.server.answering import Answering, add_extras
+from byhand.server.answers import CompletionAnswer, CompletionChoice, LegacyLogprobs
+from byhand.server.generation import Job, Piece, PromptIn, check_params, check_runs, params_of
 from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step, prompt_logprobs
 from byhand.server.service import Service, beside, service_of
 from byhand.server.shapes import CompletionRequest, Sampling
-from byhand.server.sse import EventStream
-from byhand.text import Tokenizer
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
@@ -90,20 +77,13 @@ def extras(request: Sampling, piece: Piece) -> dict[str, Any]:
     return found
 
 
-def add_extras(whole: Extras, part: Extras) -> None:
-    """Add what a later piece says to what is known of a choice."""
-    for name in part.model_fields_set & set(Extras.model_fields):
-        value = getattr(part, name)
-        known = getattr(whole, name) if name in whole.model_fields_set else None
-        setattr(whole, name, known + value if isinstance(known, list) else value)
+class Completion(Answering[CompletionChoice]):
+    """One request on its way; remembers where each text's next token begins."""
 
-
-class Choices:
-    """Turns pieces into OpenAI's choices; remembers where each text's next token begins."""
-
-    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer) -> None:
-        self._request = request
-        self._tokenizer = tokenizer
+    def __init__(self, service: Service, asked: CompletionRequest, job: Job) -> None:
+        super().__init__(service, asked, job, "cmpl")
+        self._request = asked
+        self._tokenizer = service.worker.llm.tokenizer
         self._offsets: dict[int, Offsets] = {}
 
     def part(self, piece: Piece) -> CompletionChoice | None:
@@ -139,41 +119,15 @@ class Choices:
             return legacy_prompt(tokens, prompt.positions, k, prompt.text, self._tokenizer)
         return empty_legacy(k)
 
+    def chunk(self, parts: list[CompletionChoice]) -> CompletionAnswer:
+        """A chunk of a stream."""
+        return CompletionAnswer(object="text_completion", choices=parts, **self.head)
 
-class Completion:
-    """One request on its way: the head that all its answers share, and its choices."""
-
-    def __init__(self, service: Service, request: CompletionRequest, job: Job) -> None:
-        self._service = service
-        self._request = request
-        self._job = job
-        self._head = {"id": made_id("cmpl"), "created": int(time()), "model": service.name}
-        self._choices = Choices(request, service.worker.llm.tokenizer)
-
-    def _answer(self, choices: list[CompletionChoice]) -> CompletionAnswer:
-        return CompletionAnswer(object="text_completion", choices=choices, **self._head)  # type: ignore[arg-type]
-
-    async def chunks(self, flow: Any) -> AsyncIterator[dict[str, Any]]:
-        """The answer in chunks, one a token."""
-        options = self._request.stream_options
-        with_usage = bool(options and options.include_usage)
-        async for piece in pieces(self._service, self._job, flow):
-            part = self._choices.part(piece)
-            if part is not None:
-                yield self._answer([part]).plain() | ({"usage": None} if with_usage else {})
-        if with_usage:
-            yield {**self._answer([]).plain(), "usage": self._job.usage.plain()}
-
-    async def whole(self, flow: Any) -> dict[str, Any]:
-        """The answer in one piece: the sum of its chunks."""
-        parts: dict[int, list[CompletionChoice]] = {}
-        async for piece in pieces(self._service, self._job, flow):
-            part = self._choices.part(piece)
-            if part is not None:
-                parts.setdefault(part.index, []).append(part)
-        answer = self._answer([self._sum(parts[index]) for index in sorted(parts)])
-        answer.usage = self._job.usage
-        return answer.plain()
+    def total(self, parts: Sequence[list[CompletionChoice]]) -> CompletionAnswer:
+        """The whole answer."""
+        answer = self.chunk([self._sum(of_one) for of_one in parts])
+        answer.usage = self.job.usage
+        return answer
 
     def _sum(self, parts: list[CompletionChoice]) -> CompletionChoice:
         k = self._request.logprobs
@@ -183,18 +137,11 @@ class Completion:
             logprobs=None if k is None else joined([part.logprobs for part in parts if part.logprobs], k),
             finish_reason=parts[-1].finish_reason,
         )
-        for part in parts:
-            add_extras(whole, part)
+        add_extras(whole, parts)
         return whole
 
 
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with a text. Extras of byhand are documented in docs/server.md."""
     service = service_of(request)
-    job = await job_of(service, body)
-    completion = Completion(service, body, job)
-    flow = open_flow(service, job)
-    if body.stream:
-        return EventStream(completion.chunks(flow), flow)
-    with flow:
-        return JSONResponse(await while_there(request.receive, completion.whole(flow)))
+    return await Completion(service, body, await job_of(service, body)).respond(request)

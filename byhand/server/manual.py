@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from byhand.engine.limits import Limits
+from byhand.html import between_marks
 from byhand.sampling.params import fields_table
 from byhand.server.shapes import ChatRequest, CompletionRequest, Sampling, Templated
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 HELP = {info.name: info.help for info in fields_table()}
 
 
@@ -74,10 +74,8 @@ def tables() -> str:
 
 
 def renewed(document: str) -> str:
-    """A document whose part between the marks is made anew."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+    """A document whose tables are made anew."""
+    return between_marks(document, "tables", tables())
 
 
 if __name__ == "__main__":

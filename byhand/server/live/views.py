@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest
-from byhand.jsonable import candidate_to_json, token_to_json, usage_to_json
+from byhand.jsonable import candidate_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
 from byhand.types import Position
 
@@ -54,14 +54,6 @@ def position_view(at: Position) -> Json:
         "actual": None if at.actual is None else candidate_to_json(at.actual),
         "entropy": at.entropy,
     }
-
-
-def finish_view(run: RunState) -> Json:
-    """Why a run has ended."""
-    from byhand.types import Usage
-
-    usage = Usage(run.prompt_length, run.generated, run.cached)
-    return {"finish_reason": run.finish_reason, "stop_reason": run.stop_reason, "usage": usage_to_json(usage)}
 
 
 def run_view(llm: LLM, run: RunState) -> Json:
