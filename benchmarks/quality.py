@@ -298,7 +298,9 @@ def main() -> None:
         "command": "python -m benchmarks.quality",
         "models": [table.to_json() for table in tables],
     }
-    _save(results, RESULTS)
+    # What prefill.py has measured stands in the same file.
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    _save({**before, **results}, RESULTS)
     if arguments.publish:
         _save(published(results), PUBLISHED)
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import zip_longest
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ class Record:
             "choice": self.choice,
             "settings": [
                 {"from": first, "params": params.to_json() | ({"stages": list(names)} if names else {})}
-                for (first, params), names in zip_longest(self.settings, self.missing, fillvalue=())
+                for (first, params), names in zip(self.settings, self.missing or repeat(()), strict=False)
             ],
             "prompt": [token_to_json(token) for token in self.prompt],
             "ids": self.ids,
