@@ -57,11 +57,14 @@ def test_bfloat16_weights_give_float32s_ids(config: tuple[str, str], kernels: st
     assert greedy(ours, PROMPTS, 24) == expected
 
 
-@EACH_BACKEND
-def test_the_embedded_model_beside_the_judge(kernels: str) -> None:
+@pytest.mark.parametrize(("kernels", "prompts", "tokens"), [("cpu", 8, 40), ("reference", 3, 12)])
+def test_the_embedded_model_beside_the_judge(kernels: str, prompts: int, tokens: int) -> None:
     with LLM(kernels=kernels) as llm:
         assert llm.identity.dtype == "bfloat16"
-        assert verify(llm, DEFAULT_PROMPTS[:3], max_tokens=12).equal
+        report = verify(llm, DEFAULT_PROMPTS[:prompts], max_tokens=tokens)
+    assert len(report.rows) == 3 * prompts
+    assert report.equal
+    assert not any(row.is_tie for row in report.rows)
 
 
 def test_the_option_reaches_both_ways_of_opening(request: pytest.FixtureRequest, tiny_folder: Path) -> None:

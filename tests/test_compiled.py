@@ -196,26 +196,49 @@ def test_the_collector_is_held_off_and_then_as_before(was_on: bool) -> None:
 PRODUCTS = """
 import torch
 from byhand.kernels.cpu import Cpu
-from byhand.quantize import quantize
+from byhand.quantize import QUANTIZED, quantize
 from byhand.kernels import reference
-from byhand.weights import Weight
+from byhand.weights import DTYPES, Weight
 import byhand.kernels.cpu.calls as page
 page.SMALL = 0
 kernels = Cpu(threads=2)
 matrix = torch.randn(301, 100)
-for weight in (Weight.of(matrix.bfloat16()), Weight.of(matrix.half()), quantize(Weight.of(matrix), "int4")):
-    for rows in (1, 7):
+weights = [Weight.of(matrix.to(dtype)) for dtype in DTYPES.values()]
+weights += [quantize(Weight.of(matrix), form) for form in QUANTIZED]
+for weight in weights:
+    numbers = reference.ROWS[weight.format](weight, slice(None)).double()
+    for rows in (1, 2, 7, 40):
         x = torch.randn(rows, 100)
-        truth = x.double() @ reference.ROWS[weight.format](weight, slice(None)).double().T
-        ours = kernels.linear(x, weight)
-        assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max(), (weight.format, rows)
-print("right")
+        one = x.double() @ numbers.T
+        both = kernels.linear(x, weight), kernels.gated(x, weight, weight)
+        for ours, truth in zip(both, (one, one.sigmoid() * one**2)):
+            assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max(), (weight.format, rows)
+print(*(weight.format for weight in weights))
 """
 
+MODELS = """
+import torch
+from byhand import LLM
+ids = list(range(300, 345))
+for options in ({}, {"dtype": "float32"}, {"dtype": "float16"}, {"quantize": "int8"}, {"quantize": "int4"}):
+    truth = LLM(kernels="reference", **options).logits(ids)
+    llm = LLM(kernels="cpu", threads=2, **options)
+    assert (llm.logits(ids) - truth).abs().max() <= 2e-5 * truth.abs().max(), options
+    run = llm.start(ids[:38])
+    steps = run.insert(ids[38:40]) + [run.step(force=token) for token in ids[40:]]
+    for step, row in zip(steps, truth[37:]):
+        assert abs(step.logprob - row.log_softmax(-1)[step.token.id].item()) < 1e-3, (options, step)
+        assert step.rank == 1 + int((row > row[step.token.id]).sum()), (options, step)
+    print(llm.model.dtype, end=" ")
+"""
 
-def test_a_processor_with_avx2_only() -> None:
-    result = python(PRODUCTS, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma,+f16c,+avx,+sse4.2,+bmi,+bmi2")
-    assert result.stdout.strip() == "right", result.stderr
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avx,+sse4.2,+bmi,+bmi2"}
+
+
+@pytest.mark.parametrize("code", [PRODUCTS, MODELS], ids=["products", "models"])
+def test_a_processor_with_avx2_only(code: str) -> None:
+    result = python(code, **AVX2)
+    assert set(result.stdout.split()) == {"float32", "bfloat16", "float16", "int8", "int4"}, result.stderr
 
 
 def test_a_processor_with_the_least_there_is() -> None:
