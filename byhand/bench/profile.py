@@ -168,8 +168,7 @@ def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
     methods = [name for name in ENGINE if hasattr(engine, name)]
     with ExitStack() as stack:
         stack.enter_context(wrapped(engine, methods, clock, lambda name, *_: ENGINE[name]))
-        if hasattr(kernels, "block"):
-            stack.enter_context(wrapped(kernels, ["block"], clock, lambda *_: "blocks"))
+        stack.enter_context(wrapped(kernels, ["block"], clock, lambda *_: "blocks"))
         step = _medians(_tokens(llm, prompt, count, clock))
     label = kernel_label(weight_names(llm.model))
     with ExitStack() as stack:

@@ -43,7 +43,7 @@ class Tokens:
 
 
 class Engine(Protocol):
-    """What every adapter offers."""
+    """What every adapter offers. With `begin(prompts)` and `go_on(new)` a long context is read once for many bursts."""
 
     def __init__(self, setting: Setting) -> None: ...
 
@@ -55,16 +55,6 @@ class Engine(Protocol):
 
     def version(self) -> str:
         """Name and version of what runs."""
-
-
-class Resumable(Protocol):
-    """An engine that can go on where a burst ended: long contexts are then read once."""
-
-    def begin(self, prompts: list[list[int]]) -> Tokens:
-        """Read the prompts; one new token each."""
-
-    def go_on(self, new: int) -> Tokens:
-        """`new` more tokens for each."""
 
 
 @dataclass(frozen=True, slots=True)
