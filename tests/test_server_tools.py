@@ -90,7 +90,7 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", [PARIS, f"I will look.\n{PARIS}\n{ROME}"])
 def test_an_answer_with_calls(server: Running, text: str) -> None:
-    client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
+    client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", _strict_response_validation=True)
     asked = forced(text)
     [choice] = client.chat.completions.create(model="byhand-tiny", **asked).choices
     said, calls = parted([text])
