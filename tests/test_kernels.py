@@ -352,6 +352,34 @@ def test_a_long_context_is_cut_in_parts(name: str, threads: int, monkeypatch: py
     assert close(Cpu(threads=threads).attention(q, cache, 1, batch, **options), truth, 1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attention_of_many_rows(name: str, dtype: str, threads: int) -> None:
+    q, cache, batch, _ = ragged([(33, 33), (700, 130), (64, 64), (65, 1), (200, 49)], dtype=DTYPES[dtype])
+    options = {**OPTIONS[name], "scale": 0.4}
+    truth = reference.attention(q, cache, 1, batch, **options)
+    assert close(Cpu(threads=threads).attention(q, cache, 1, batch, **options), truth, 5e-6)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (5, 1)])
+@pytest.mark.parametrize("head_dim", [16, 20, 48, 64, 80])
+def test_many_rows_are_rotated_written_and_attended_to(heads: tuple[int, int], head_dim: int) -> None:
+    num_heads, kv_heads = heads
+    caches = [KVCache([LayerSpec(kv_heads, head_dim)], 12) for _ in range(2)]
+    for tensor in (*caches[0].keys, *caches[0].values, *caches[1].keys, *caches[1].values):
+        tensor.normal_(generator=torch.Generator().manual_seed(1))
+    empty, slots = torch.zeros(43, dtype=torch.long), torch.tensor([*range(90, 128), *range(16, 21)])
+    batch = Batch(empty, empty, slots, (0, 38, 43), (70, 5), ((3, 5, 6, 7, 7), (1,)))
+    wide = torch.randn(43, (num_heads + 2 * kv_heads) * head_dim)
+    q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
+    angles = (torch.rand(43, head_dim), torch.rand(43, head_dim))
+    ours = Cpu().attend(q, k, v, angles, caches[0], 0, batch, scale=0.2)
+    assert close(ours, reference.attend(q, k, v, angles, caches[1], 0, batch, scale=0.2), 1e-5)
+    assert torch.allclose(caches[0].keys[0], caches[1].keys[0], atol=1e-6)
+    assert torch.equal(caches[0].values[0], caches[1].values[0])
+
+
 def test_attention_over_a_long_prompt_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     attend = reference._attend

@@ -18,16 +18,18 @@ from byhand.kernels import Survey, reference
 from byhand.kernels.cpu import many_rows
 from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
+from byhand.kernels.native.chunks import many_numbers
+from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import Weight
 
 # Rows from which torch's bfloat16 products, which prefill="fast" allows, are faster than ours; its float32 products
 # never were, up to 512 rows (benchmarks/crossover.py).
-FAST_ROWS = 32
+FAST_ROWS = 64
+# Rows from which prefill="fast" rounds activations to bfloat16 for kernels of ours.
+ROUNDED_ROWS = 4
 # Rows from which torch is faster on a weight that is stored in columns.
 COLUMN_ROWS = 32
-# Numbers from which torch's own threads pay for a norm or a curve.
-LARGE = 2**15
 # The best so many are found in the same reading of the logits.
 MANY_BEST = 64
 
@@ -54,6 +56,13 @@ class Cpu(Calls):
             raise BadRequest(f"prefill is {prefill!r}; it must be 'exact' or 'fast'", param="prefill")
         self.prefill = prefill
 
+    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Compile what most models run, unless a run before this one did."""
+        super().prepare(form, cache_dtype)
+        if self.prefill == "fast":
+            rounded = ("round_rows", "linear_rounded", "gated_rounded")
+            self._compile(("silu_mul_bfloat16", *(rounded if form == "bfloat16" and HAS_PAIR_SUMS else ())))
+
     # Products.
 
     def _is_for_torch(self, matrix: Matrix, rows: int) -> bool:
@@ -63,6 +72,9 @@ class Cpu(Calls):
 
     def _is_fast(self, matrix: Matrix, rows: int) -> bool:
         return self.prefill == "fast" and rows >= FAST_ROWS and matrix.format != "float32"
+
+    def _is_rounded(self, matrix: Matrix, rows: int) -> bool:
+        return self.prefill == "fast" and rows >= ROUNDED_ROWS and HAS_PAIR_SUMS and matrix.format == "bfloat16"
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
@@ -86,29 +98,39 @@ class Cpu(Calls):
             or len(matrices) > 3
             or any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices)
         ):
+            if all(self._is_fast(matrix, rows) for matrix in matrices):
+                x = x.bfloat16()
             return tuple(self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         outs = tuple([self._empty(rows, matrix.out) for matrix in matrices])
         self._linears(x, list(zip(matrices, biases, outs, strict=True)), None)
         return outs
 
     def _linears(self, x: Tensor, parts: list[tuple[Matrix, Tensor | None, Tensor]], residual: Tensor | None) -> None:
-        matrix = parts[0][0]
-        x = self._padded(x, matrix)
+        rows, inner = x.shape[0], parts[0][0].inner
+        form, x, row_bytes = self._activations(x, parts[0][0])
         if residual is not None:
             residual = residual.contiguous()
-        self._read(x, residual)
+            self._read(residual)
         arguments: list[int] = []
         outs = 0
         for part, bias, y in parts:
             arguments += (part.numbers, part.scales, part.out, address(bias), y.data_ptr())
             outs += part.out
         arguments += [0] * (15 - len(arguments))
+        threads = self._threads_for(rows * inner * outs)
+        self._run(f"linear_{form}", threads, x.data_ptr(), row_bytes, rows, inner, address(residual), *arguments)
+
+    def _activations(self, x: Tensor, matrix: Matrix) -> tuple[str, Tensor, int]:
+        """What a product reads x as: the name its kernels have for it, the memory, and bytes from row to row."""
         rows, inner = x.shape[0], matrix.inner
-        self._run(
-            f"linear_{matrix.format}",
-            self._threads_for(rows * inner * outs),
-            *(x.data_ptr(), 4 * inner, rows, inner, address(residual), *arguments),
-        )
+        x = self._padded(x, matrix)
+        self._read(x)
+        if not self._is_rounded(matrix, rows):
+            return matrix.format, x, 4 * inner
+        count = rows * inner
+        rounded = self._empty((count + 1) // 2)  # two in the place of one
+        self._run("round_rows", self._threads_for(count), x.data_ptr(), rounded.data_ptr(), count)
+        return "rounded", rounded, 2 * inner
 
     def _linear_columns(
         self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None, y: Tensor
@@ -142,22 +164,30 @@ class Cpu(Calls):
             or second.stored_in_columns
         ):
             if self._is_fast(first, rows) and self._is_fast(second, rows):
-                return many_rows.gated_in_bfloat16(x, gate, up, gate_bias, up_bias)
+                return self._gated_fast(x, gate, up, gate_bias, up_bias)
             return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
-        x = self._padded(x, first)
-        self._read(x)
+        form, x, row_bytes = self._activations(x, first)
         y = self._empty(rows, first.out)
         self._run(
-            f"gated_{first.format}",
+            f"gated_{form}",
             self._threads_for(rows * first.inner * first.out),
-            *(x.data_ptr(), 4 * first.inner, rows, first.inner, first.out),
+            *(x.data_ptr(), row_bytes, rows, first.inner, first.out),
             *(first.numbers, first.scales, address(gate_bias), self._scratch(rows * first.out)),
             *(second.numbers, second.scales, address(up_bias), y.data_ptr()),
         )
         return y
 
+    def _gated_fast(
+        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None, up_bias: Tensor | None
+    ) -> Tensor:
+        """`gated` by bfloat16 products, for another one: (N, out) bfloat16."""
+        x = x.bfloat16()
+        curved, y = many_rows.in_bfloat16(x, gate, gate_bias), many_rows.in_bfloat16(x, up, up_bias)
+        self._run("silu_mul_bfloat16", self.threads, curved.data_ptr(), y.data_ptr(), y.data_ptr(), y.numel())
+        return y
+
     def _many_rows(self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        if self.prefill == "fast" and matrix.format != "float32":
+        if self._is_fast(matrix, x.shape[0]):
             y = many_rows.in_bfloat16(x, matrix.weight, bias).float()
         else:
             y = reference.linear(x, matrix.weight, bias)
@@ -193,8 +223,6 @@ class Cpu(Calls):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x (..., size) over its root mean square, times weight (size,)."""
         count, size = x.numel(), x.shape[-1]
-        if self._is_large(count):
-            return reference.rms_norm(x, weight, eps)
         x, y = x.contiguous(), self._empty(*x.shape)
         self._read(x)
         threads = self._threads_for(count)
@@ -204,8 +232,6 @@ class Cpu(Calls):
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """x (..., size) less its mean, over its standard deviation, times weight, plus bias."""
         count, size = x.numel(), x.shape[-1]
-        if self._is_large(count):
-            return reference.layer_norm(x, weight, bias, eps)
         x, y = x.contiguous(), self._empty(*x.shape)
         self._read(x)
         self._run(
@@ -214,9 +240,6 @@ class Cpu(Calls):
             *(x.data_ptr(), address(weight), address(bias), bits(eps), y.data_ptr(), count // size, size),
         )
         return y
-
-    def _is_large(self, count: int) -> bool:
-        return count >= LARGE and self._recording is None
 
     def relu(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
@@ -236,9 +259,6 @@ class Cpu(Calls):
 
     def _curve(self, name: str, x: Tensor) -> Tensor:
         count = x.numel()
-        if self._is_large(count):
-            curve: Callable[[Tensor], Tensor] = getattr(reference, name)
-            return curve(x)
         x, y = x.contiguous(), self._empty(*x.shape)
         self._read(x)
         self._run(f"curve_{name}", self._threads_for(count), x.data_ptr(), y.data_ptr(), count)
@@ -247,8 +267,6 @@ class Cpu(Calls):
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) times up."""
         count = gate.numel()
-        if self._is_large(count):
-            return reference.silu_mul(gate, up)
         gate, up, y = gate.contiguous(), up.contiguous(), self._empty(*gate.shape)
         self._read(gate, up)
         self._run("silu_mul", self._threads_for(count), gate.data_ptr(), up.data_ptr(), y.data_ptr(), count)
@@ -265,9 +283,9 @@ class Cpu(Calls):
         **options: Any,
     ) -> Tensor:
         """Causal attention of q (N, heads, head_dim) to its run's keys and values in the pages: same shape as q."""
-        if self._has_many_rows(cache, layer, batch):
-            return many_rows.attention(q, cache, layer, batch, **options)
-        return self._attend(q.flatten(1), None, None, None, cache, layer, batch, **options).view(q.shape)
+        if self._knows(cache, layer, batch):
+            return self._attend(q.flatten(1), None, None, None, cache, layer, batch, **options).view(q.shape)
+        return reference.attention(q, cache, layer, batch, **options)
 
     def attend(
         self,
@@ -281,35 +299,17 @@ class Cpu(Calls):
         **options: Any,
     ) -> Tensor:
         """Rotate q and k by the angles if there are any, write k and v to the cache, and attend: flat rows."""
-        if self._has_many_rows(cache, layer, batch):
-            if self._layers[id(cache), layer].format is None:
-                return reference.attend(q, k, v, angles, cache, layer, batch, **options)
-            placed = self._place(q, k, v, angles, self._layers[id(cache), layer])
-            return many_rows.attention(placed, cache, layer, batch, **options).flatten(1)
-        return self._attend(q, k, v, angles, cache, layer, batch, **options)
+        if self._knows(cache, layer, batch):
+            return self._attend(q, k, v, angles, cache, layer, batch, **options)
+        return reference.attend(q, k, v, angles, cache, layer, batch, **options)
 
-    def _place(self, q: Tensor, k: Tensor, v: Tensor, angles: Angles | None, places: Layer) -> Tensor:
-        """Many rows' keys and values into the cache, and q turned: (N, heads, head_dim)."""
-        rows, size = q.shape
-        self._pass.turn(angles)
-        q, k, v = rows_apart(q), rows_apart(k), rows_apart(v)
-        turned = torch.empty(rows, size // places.head_dim, places.head_dim)
-        self._run(
-            f"place_rows_{places.format}",
-            self._threads_for(rows * size),
-            *(self._ticket.buffer_info()[0], *row_places(q), *row_places(k), *row_places(v)),
-            *(turned.shape[1], places.kv_heads, places.head_dim, places.keys, places.values),
-            *(0, bits(1.0), 0, 0, 0, 0, turned.data_ptr(), 0, self._pass.at),
-        )
-        return turned
-
-    def _has_many_rows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
-        """Lay out the batch and the layer's places if they are new; many rows of one run are torch's."""
+    def _knows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
+        """Lay out the batch and the layer's places if they are new; whether the kernels know the cache's dtype."""
         self._pass.enter(batch)
         places = self._layers.get((id(cache), layer))
         if places is None:
             places = self._layers[id(cache), layer] = Layer(cache, layer)
-        return self._pass.most_rows >= MANY_QUERIES or places.format is None
+        return places.format is not None
 
     def _attend(
         self,
@@ -337,10 +337,15 @@ class Cpu(Calls):
         q = rows_apart(q)
         self._read(q, k, v)
         out = self._empty(rows, size)
-        count = (rows + 2 * threads) * heads * (2 + head_dim + PAGE_SIZE)
+        if self._pass.most_rows >= MANY_QUERIES:
+            rest = [f"attend_many_{places.format}"]
+            count = threads * many_numbers(heads // places.kv_heads, head_dim)
+        else:
+            rest = [f"attend_parts_{places.format}", "gather_rows"]
+            count = (rows + 2 * threads) * heads * (2 + head_dim + PAGE_SIZE)
         work = self._scratch(count + rows * size)
         self._run(
-            (f"place_rows_{places.format}", f"attend_parts_{places.format}", "gather_rows"),
+            [f"place_rows_{places.format}", *rest],
             threads,
             *(self._ticket.buffer_info()[0], *row_places(q), *row_places(k), *row_places(v)),
             *(heads, places.kv_heads, head_dim, places.keys, places.values),

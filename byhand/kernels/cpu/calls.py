@@ -38,7 +38,7 @@ def bits(number: float) -> int:
 def needed(form: str, cached: str) -> tuple[str, ...]:
     """The kernels that most models run, with weights in one format and the cache in another."""
     of_weights = ("linear", "gated", "embedding")
-    of_cache = ("attend_parts", "place_rows")
+    of_cache = ("attend_parts", "attend_many", "place_rows")
     rest = ("run_list", "gather_rows", "rms_norm", "layer_norm", "survey")
     return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
 

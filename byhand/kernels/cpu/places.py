@@ -69,12 +69,12 @@ class Layer:
 class Pass:
     """What changes from pass to pass, in a table that stays where it is, so that recorded blocks find it.
 
-    The table: rows, slots, plan, the longest context, cos, sin. The plan (rows, 2) is each row's position and the
-    address of its run's pages.
+    The table: rows, slots, plan, the longest context, cos, sin, runs, how many. The plan (rows, 2) is each row's
+    position and the address of its run's pages; the runs (runs, 4) are first row, rows, address of the pages, context.
     """
 
     def __init__(self) -> None:
-        self.table = array("q", [0] * 6)
+        self.table = array("q", [0] * 8)
         self.at = self.table.buffer_info()[0]
         self.batch: Batch | None = None
         self.angles: Angles | None = None
@@ -86,16 +86,19 @@ class Pass:
             return
         self.batch, starts = batch, batch.query_starts
         self._pages = array("q", [page for table in batch.page_tables for page in table] or [0])
-        plan, place = array("q"), self._pages.buffer_info()[0]
+        plan, runs, place = array("q"), array("q"), self._pages.buffer_info()[0]
         for run, (context, table) in enumerate(zip(batch.context_lens, batch.page_tables, strict=True)):
-            for position in range(context - (starts[run + 1] - starts[run]), context):
+            rows = starts[run + 1] - starts[run]
+            runs.extend((starts[run], rows, place, context))
+            for position in range(context - rows, context):
                 plan.append(position)
                 plan.append(place)
             place += 8 * len(table)
-        self._plan = plan
+        self._plan, self._runs = plan, runs
         self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
         self.table[0], self.table[1] = len(plan) // 2, batch.slots.data_ptr()
         self.table[2], self.table[3] = plan.buffer_info()[0], max(batch.context_lens, default=0)
+        self.table[6], self.table[7] = runs.buffer_info()[0], len(batch.context_lens)
 
     def turn(self, angles: Angles | None) -> None:
         """The angles (N, head_dim) of the rows' positions from here on."""

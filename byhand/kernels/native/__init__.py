@@ -1,6 +1,6 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
-Read in this order: llvm and vectors (registers), tiles (formats), products, rows, attention (the arithmetic),
+Read in this order: llvm and vectors (registers), tiles (formats), products, rows, attention, chunks (the arithmetic),
 team (who runs it), compiled (when it is compiled).
 """
 
@@ -11,39 +11,58 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from subprocess import DEVNULL, Popen
+from typing import Any
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import products, rows, survey, team, tiles, vectors
+from byhand.kernels.native import chunks, products, rows, survey, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
 FORMATS = (*FLOATS, "int8", "int4")
 
 
-def _products(name: str) -> list[Kernel]:
-    form = tiles.FORMATS[name]
-    templates = [
-        products.add_tails, products.multiply_one, products.multiply_few, products.multiply_rows, products.share_of,
-        products.linear, products.gated, products.embedding,
-        products.add_rows, products.columns_share, products.linear_columns,
-    ]  # fmt: skip
-    names = {
+_PRODUCTS = [
+    products.add_tails, products.multiply_one, products.multiply_eight, products.multiply_few, products.multiply_rows,
+    products.multiply_panel, products.multiply_many, products.share_of, products.linear, products.gated,
+]  # fmt: skip
+
+
+def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
+    return {
         "BLOCK": form.block,
         "BLOCK_BYTES": form.block_bytes,
         "SCALE_BYTES": form.scale_bytes,
-        "BYTES": vectors.SIZES.get(name, 1),
-        "load": vectors.LOADS.get(name, vectors.load_float32),
-        "one": vectors.ONES.get(name, vectors.one_float32),
-        "unpack": tiles.unpacking(form),
         "one_by_one": tiles.tile(form, 1, 1, 2),
-        "two_by_one": tiles.tile(form, 2, 1, 4 if name == "int4" else 2),
+        "two_by_one": tiles.tile(form, 2, 1, unroll),
         "four_by_two": tiles.tile(form, 4, 2),
         "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),
+        "two_by_eight": tiles.tile(form, 2, 8),
+    }
+
+
+def _products(name: str) -> list[Kernel]:
+    form = tiles.FORMATS[name]
+    templates = [*_PRODUCTS, products.embedding, products.add_rows, products.columns_share, products.linear_columns]
+    names = {
+        **_tiles(form, 4 if name == "int4" else 2),
+        "BYTES": vectors.SIZES.get(name, 1),
+        "load": vectors.LOADS.get(name, vectors.load_float32),
+        "one": vectors.ONES.get(name, vectors.one_float32),
+        "turn": tiles.turning(form, products.WIDE),
+        "unpack": tiles.unpacking(form),
     }
     scope = specialise(templates, names, name)
     made = ("linear", "gated", "embedding", *(("linear_columns",) if name in FLOATS else ()))
     return [Kernel(scope[kernel].py_func) for kernel in made]
+
+
+def _rounded_products() -> list[Kernel]:
+    """linear and gated over weights and activations in bfloat16."""
+    one = vectors.one_bfloat16
+    names = {**_tiles(tiles.PAIRS, 2), "BYTES": 2, "X_BYTES": 2, "one": one, "one_x": one}
+    scope = specialise(_PRODUCTS, names, "rounded")
+    return [Kernel(scope[kernel].py_func) for kernel in ("linear", "gated")]
 
 
 def _attention(name: str) -> list[Kernel]:
@@ -55,6 +74,7 @@ def _attention(name: str) -> list[Kernel]:
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
         "put_one": vectors.PUTS[name],
+        "put_some": vectors.STORES[name],
         "mix_narrow": tiles.mixture(form, 1, 1),
         **{f"mix_{count}": tiles.mixture(form, rows, 4) for rows, count in enumerate(counts, 1)},
         **{f"{count}_heads": tiles.tile(form, 4, rows) for rows, count in enumerate(counts, 1)},
@@ -63,6 +83,17 @@ def _attention(name: str) -> list[Kernel]:
     made = [page.place_rows, page.attend_parts]
     scope = specialise([*templates, *made], names, name)
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
+
+
+def _chunks(name: str) -> Kernel:
+    names = {
+        "BYTES": vectors.SIZES[name],
+        "one": vectors.ONES[name],
+        "turn": tiles.turning(tiles.FORMATS[name]),
+        "unpack": tiles.unpacking(tiles.FORMATS[name]),
+    }
+    scope = specialise([chunks.take_page, chunks.attend_rows, chunks.attend_many], names, name)
+    return Kernel(scope["attend_many"].py_func)
 
 
 def _curve(name: str) -> Kernel:
@@ -75,9 +106,22 @@ def kernels() -> dict[str, Kernel]:
     """Every kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …"""
     listed = [
         *(kernel for name in FORMATS for kernel in _products(name)),
+        *_rounded_products(),
         *(kernel for name in FLOATS for kernel in _attention(name)),
+        *map(_chunks, FLOATS),
         *(_curve(name) for name in vectors.CURVES),
-        *map(Kernel, (rows.rms_norm, rows.layer_norm, rows.silu_mul, attention_page.gather_rows, survey.survey)),
+        *map(
+            Kernel,
+            (
+                rows.rms_norm,
+                rows.layer_norm,
+                rows.silu_mul,
+                rows.silu_mul_bfloat16,
+                rows.round_rows,
+                attention_page.gather_rows,
+                survey.survey,
+            ),
+        ),
         Kernel(team.run_list, "void(int64, int64, int64)", parallel=True),
     ]
     return {kernel.name: kernel for kernel in listed}

@@ -36,7 +36,7 @@ from byhand.kernels.native.vectors import (
 )
 
 BYTES = 4
-one, put_one = one_float32, put
+one, put_one, put_some = one_float32, put, store
 one_head, two_heads, three_heads, four_heads = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 3, 4))
 mix_one, mix_two, mix_three, mix_four = (mixture(FORMATS["float32"], rows, 4) for rows in (1, 2, 3, 4))
 mix_narrow = mixture(FORMATS["float32"], 1, 1)
@@ -99,7 +99,10 @@ def add_scaled(y, x, scale, count):
 
 def write_row(x, cache, count):
     """Put (count,) float32 into the cache, in its dtype."""
-    for at in range(count):
+    whole = count // LANES * LANES
+    for at in range(0, whole, LANES):
+        put_some(cache + BYTES * at, load_float32(x + 4 * at))
+    for at in range(whole, count):
         put_one(cache + BYTES * at, one_float32(x + 4 * at))
 
 
@@ -112,14 +115,14 @@ def score_some(q, keys, stride, scores, count, head_dim):
         key, out = keys + i * stride, scores + 4 * i
         head = 0
         while head + 4 <= count:
-            four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
+            four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 4, 0)
             head += 4
         if count - head == 3:
-            three_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
+            three_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 4, 0)
         elif count - head == 2:
-            two_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
+            two_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 4, 0)
         elif count - head == 1:
-            one_head(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 0)
+            one_head(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 4, 0)
     for at in range(blocks * LANES, head_dim):
         for head in range(count):
             number = one_float32(q + 4 * (head * head_dim + at))
@@ -192,6 +195,14 @@ def soften(scores, value, head, first, last, state, sums, head_dim):
     put(state + 8 * head + 4, share + total(weights))
 
 
+@inlined
+def fetch_head(place, stride, size):
+    """Ask early for one head's part of a page."""
+    for token in range(PAGE):
+        for at in range(0, size, 64):
+            fetch_early(place + token * stride + at)
+
+
 def attend_part(
     q, keys, values, stride, table, low, high, position, heads, kv_heads, head_dim,
     softcap, slopes, scores, state, sums,
@@ -205,19 +216,18 @@ def attend_part(
     for page in range(low // PAGE, (high + PAGE - 1) // PAGE):
         start = integer(table + 8 * page) * PAGE * stride
         first, last = max(low - page * PAGE, 0), min(high - page * PAGE, PAGE)
-        if (page + 1) * PAGE < high:
-            following = integer(table + 8 * page + 8) * PAGE * stride
-            for at in range(0, PAGE * stride, 64):
-                fetch_early(keys + following + at)
-                fetch_early(values + following + at)
+        # Two pages ahead, a head's part at a time: all at once would be more than the processor waits for.
+        following = integer(table + 8 * page + 16) * PAGE * stride if (page + 2) * PAGE < high else start
         for kv_head in range(kv_heads):
             head, place = kv_head * group, keys + start + kv_head * head_dim * BYTES
+            fetch_head(keys + following + kv_head * head_dim * BYTES, stride, head_dim * BYTES)
             score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim)
         for head in range(heads):
             value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
             soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
         for kv_head in range(kv_heads):
             head, place = kv_head * group, values + start + kv_head * head_dim * BYTES
+            fetch_head(values + following + kv_head * head_dim * BYTES, stride, head_dim * BYTES)
             sums_of, weights = sums + 4 * head * head_dim, scores + 4 * PAGE * head
             weigh_some(sums_of, weights, place, stride, first, last, group, head_dim)
 

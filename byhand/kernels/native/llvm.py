@@ -1,7 +1,7 @@
 """How LLVM is asked for arithmetic on sixteen float32 at once: what vectors.py and tiles.py are written with.
 
 Everything is LLVM's generic vector arithmetic, which it lowers to AVX-512, to two AVX2 registers or to four NEON
-ones alike; only `choose_from` names a processor, and is used on no other. Memory is named by addresses (int64, bytes);
+ones alike; only `choose_from` and `add_pairs` name a processor's own. Memory is named by addresses (int64, bytes);
 reading needs no alignment.
 """
 
@@ -41,11 +41,11 @@ def read(builder: Any, address: Any, kind: ir.Type) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
 
 
-def fetch_early(builder: Any, address: Any) -> None:
-    """Ask for the line of memory at an address, which need not exist, for one reading and no more."""
+def fetch_early(builder: Any, address: Any, *, keep: bool = False) -> None:
+    """Ask for the line of memory at an address, which need not exist; to keep it in the second cache, or read once."""
     place = builder.inttoptr(address, I8.as_pointer())
-    # A reading (0) with no locality (0), of data (1): what is read once must not push out what others come back to.
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(0), I32(1)])
+    # What is read once must not push out what others come back to. A reading (0), so near (2 or 0), of data (1).
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(2 if keep else 0), I32(1)])
 
 
 def call(builder: Any, name: str, result: ir.Type, arguments: list[Any], fastmath: tuple[str, ...] = ()) -> Any:
@@ -66,6 +66,19 @@ def total(builder: Any, a: Any) -> Any:
     return call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [FLOAT(0.0), a], ("reassoc",))
 
 
+def turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """Sixteen vectors as rows of a matrix: its columns. Halves of ever larger pieces change places."""
+    lanes = range(LANES)
+    for size in (1, 2, 4, 8):
+        low = ir.Constant(INTS, [lane + LANES - size if lane & size else lane for lane in lanes])
+        high = ir.Constant(INTS, [lane + LANES if lane & size else lane + size for lane in lanes])
+        for row in lanes:
+            if not row & size:
+                a, b = rows[row], rows[row + size]
+                rows[row], rows[row + size] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+    return rows
+
+
 def _has(feature: str) -> bool:
     """Whether the processor that Numba compiles for has a feature."""
     if numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None:
@@ -73,14 +86,52 @@ def _has(feature: str) -> bool:
     return bool(binding.get_host_cpu_features().get(feature))
 
 
-# The one instruction that is asked for by a processor's own name: AVX-512's choice of sixteen numbers by the lower four
-# bits of sixteen lanes. It is a whole code book in one step; without it tiles.py converts and scales the codes.
+# Two instructions are asked for by a processor's own name. One is AVX-512's choice of sixteen numbers by the lower four
+# bits of sixteen lanes: a whole code book in one step; without it tiles.py converts and scales the codes.
 HAS_CODE_BOOKS = _has("avx512f")
 
 
 def choose_from(builder: Any, book: Any, codes: Any) -> Any:
     """book[code & 15] for the code in each lane."""
     return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, [book, codes])
+
+
+class _Bfloat16(ir.Type):  # type: ignore[misc]
+    """LLVM's type of one bfloat16, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat16)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+# The other multiplies 32 bfloat16 by 32 others and adds the products, two by two, to sixteen float32.
+HAS_PAIR_SUMS = _has("avx512bf16")
+_PAIRS = ir.VectorType(_Bfloat16(), 2 * LANES)
+
+
+def add_pairs(builder: Any, a: Any, b: Any, sums: Any) -> Any:
+    """sums + the products of a's and b's bfloat16, two in each lane (int32)."""
+    if HAS_PAIR_SUMS:
+        pairs = [builder.bitcast(value, _PAIRS) for value in (a, b)]
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [sums, *pairs])
+    for half in (upper_half, lower_half):
+        sums = fma(builder, half(builder, a), half(builder, b), sums)
+    return sums
+
+
+def lower_half(builder: Any, pairs: Any) -> Any:
+    """The first bfloat16 of each lane, as float32."""
+    return builder.bitcast(builder.shl(pairs, all_lanes(I32, 16)), FLOATS)
+
+
+def upper_half(builder: Any, pairs: Any) -> Any:
+    """The second."""
+    return builder.bitcast(builder.and_(pairs, all_lanes(I32, 0xFFFF0000)), FLOATS)
 
 
 # How a format's numbers become float32. Each takes an address and gives one vector.
@@ -135,5 +186,4 @@ def load_line(builder: Any, address: Any) -> list[Any]:
     """The scale and the offset of a group of int4."""
     # Scale and offset, two bfloat16 side by side, in one reading.
     both = spread(builder, read(builder, address, I32))
-    scale, offset = builder.shl(both, all_lanes(I32, 16)), builder.and_(both, all_lanes(I32, 0xFFFF0000))
-    return [builder.bitcast(bits, FLOATS) for bits in (scale, offset)]
+    return [lower_half(builder, both), upper_half(builder, both)]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.tiles import FORMATS, tile, unpacking
+from byhand.kernels.native.tiles import FORMATS, mixture, tile, turning, unpacking
 from byhand.kernels.native.vectors import (
     argument,
     fma,
     highest,
     integer,
     load_float32,
+    on_stack,
     one_float32,
     put,
     silu,
@@ -25,16 +26,23 @@ from byhand.kernels.native.vectors import (
 )
 
 # Set by the maker of each format's kernels; these are float32's.
-BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES = 16, 64, 0, 4
-load, one = load_float32, one_float32
+BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES, X_BYTES = 16, 64, 0, 4, 4
+load, one, one_x = load_float32, one_float32, one_float32
 one_by_one, two_by_one = tile(FORMATS["float32"], 1, 1, 4), tile(FORMATS["float32"], 2, 1, 2)
 unpack = unpacking(FORMATS["float32"])
 four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
+two_by_eight = tile(FORMATS["float32"], 2, 8)
 
+mix_twelve, mix_four, mix_one = (mixture(FORMATS["float32"], rows, 2) for rows in (12, 4, 1))
+turn = turning(FORMATS["float32"], 2 * LANES)
+
+# Rows from which weights are turned first, so many at a time, so many of their numbers at a time.
+MANY, WIDE, DEEP = 48, 2 * LANES, 256
+panel_on_stack = on_stack(4 * WIDE * DEEP)
 # Bytes of weights that are kept near while many rows pass by: a part of the second cache.
 KEPT = 2**17
 # Numbers of a row of weights that are gone through before the next rows of weights, when many rows pass by.
-INNER = 1024
+INNER = 2048
 
 
 @inlined
@@ -60,14 +68,14 @@ def finish(y, y_stride, rows, start, stop, bias, residual):
 
 
 @inlined
-def gate_into(y, gate, count):
-    """y *= silu(gate), both (count,)."""
+def gate_into(y, gate, up, count):
+    """y = silu(gate) · up, all (count,)."""
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(y + 4 * at, silu(load_float32(gate + 4 * at)) * load_float32(y + 4 * at))
+        store(y + 4 * at, silu(load_float32(gate + 4 * at)) * load_float32(up + 4 * at))
     for at in range(whole, count):
         # One number in all lanes: the same curve, and no second way to compute it.
-        value = silu(spread(one_float32(gate + 4 * at))) * spread(one_float32(y + 4 * at))
+        value = silu(spread(one_float32(gate + 4 * at))) * spread(one_float32(up + 4 * at))
         put(y + 4 * at, highest(value))
 
 
@@ -90,7 +98,7 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
             value = one_float32(place)
             for at in range(first, inner):
                 weight = one(weights + (column * inner + at) * BYTES)
-                value += weight * one_float32(x + row * x_stride + 4 * at)
+                value += weight * one_x(x + row * x_stride + X_BYTES * at)
             put(place, value)
 
 
@@ -100,27 +108,42 @@ def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, 
     pairs = (stop - start) // 2
     for column in range(start, start + pairs):
         w, s = weights + column * stride, scales + column * scale_stride
-        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 4 * pairs, more)
+        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 0, 4 * pairs, more)
     for column in range(start + 2 * pairs, stop):
         w, s = weights + column * stride, scales + column * scale_stride
-        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0, more)
+        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0, 0, more)
+
+
+def multiply_eight(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, y, y_stride, more):
+    """The same for eight rows; the last of an odd number of weight rows is left."""
+    stay_apart()
+    pairs = (stop - start) // 2
+    for column in range(start, start + pairs):
+        w, s, apart = weights + column * stride, scales + column * scale_stride, 4 * pairs
+        two_by_eight(
+            w, pairs * stride, s, pairs * scale_stride, x, x_stride, blocks, y + 4 * column, y_stride, apart, more
+        )  # fmt: skip
 
 
 def multiply_few(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, rows, y, y_stride, more):
-    """`multiply_rows` for at most four rows, each weight read once; `more` adds to y."""
+    """`multiply_rows` for eight rows or at most four, each weight read once; `more` adds to y."""
     stay_apart()
     if rows == 1:
         multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more)
         return
-    whole = start + (stop - start) // 4 * 4
-    for column in range(start, whole, 4):
-        w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
-        if rows == 4:
-            four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
-        elif rows == 3:
-            four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
-        else:
-            four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, more)
+    if rows == 8:
+        multiply_eight(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, y, y_stride, more)
+        whole = start + (stop - start) // 2 * 2
+    else:
+        whole = start + (stop - start) // 4 * 4
+        for column in range(start, whole, 4):
+            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
+            if rows == 4:
+                four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
+            elif rows == 3:
+                four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
+            else:
+                four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
     for row in range(rows):
         here, out = x + row * x_stride, y + row * y_stride
         multiply_one(weights, scales, whole, stop, blocks, stride, scale_stride, here, out, more)
@@ -133,33 +156,82 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
     stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
     scale_stride = SCALE_BYTES * blocks
     # For many rows: so many weights that they stay in the second cache while all rows pass by, and of each so many
-    # numbers that they are not too few rows of weights.
-    chunk = blocks if rows <= 4 else INNER // BLOCK
-    for begin in range(0, max(blocks, 1), max(chunk, 1)):
-        count = min(chunk, blocks - begin)
-        w, s, here = weights + begin * BLOCK_BYTES, scales + begin * SCALE_BYTES, x + 4 * begin * BLOCK
-        width = stop - start if rows <= 4 else max(4, KEPT // (count * BLOCK_BYTES + 1) // 4 * 4)
-        for first in range(start, stop, width):
-            last = min(first + width, stop)
-            for row in range(0, rows, 4):
+    # numbers that eight rows of activations stay in the first.
+    width = stop - start if rows <= 8 else max(4, KEPT // (stride + 1) // 4 * 4)
+    chunk = max(1, blocks if rows <= 4 else INNER // BLOCK)
+    for first in range(start, stop, max(4, width)):
+        last = min(first + width, stop)
+        for begin in range(0, max(blocks, 1), chunk):
+            count = min(chunk, blocks - begin)
+            w, s, here = weights + begin * BLOCK_BYTES, scales + begin * SCALE_BYTES, x + X_BYTES * begin * BLOCK
+            row = 0
+            while row < rows:
+                some = 8 if rows - row >= 8 else min(4, rows - row)
                 multiply_few(
                     w, s, first, last, count, stride, scale_stride,
-                    here + row * x_stride, x_stride, min(4, rows - row), y + row * y_stride, y_stride, begin,
+                    here + row * x_stride, x_stride, some, y + row * y_stride, y_stride, begin,
                 )  # fmt: skip
+                row += some
     if not SCALE_BYTES and blocks * BLOCK != inner:
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
+
+
+def multiply_panel(weights, scales, blocks, stride, scale_stride, x, x_stride, rows, y, y_stride):
+    """y (rows, WIDE) += x (rows, inner) times WIDE rows of weights, which are turned once for all rows."""
+    stay_apart()
+    panel = panel_on_stack()
+    for begin in range(0, blocks, DEEP // BLOCK):
+        count = min(DEEP // BLOCK, blocks - begin)
+        for part in range(0, WIDE, LANES):
+            w, s = weights + part * stride + begin * BLOCK_BYTES, scales + part * scale_stride + begin * SCALE_BYTES
+            for block in range(count):
+                place = panel + 4 * (block * BLOCK * WIDE + part)
+                turn(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, place, 4 * WIDE)
+        here, row = x + 4 * begin * BLOCK, 0
+        while row + 12 <= rows:
+            mix_twelve(
+                y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK
+            )  # fmt: skip
+            row += 12
+        while row + 4 <= rows:
+            mix_four(y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK)
+            row += 4
+        while row < rows:
+            mix_one(y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK)
+            row += 1
+
+
+def multiply_many(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
+    """`multiply_rows` for so many rows that turning the weights pays; gives the first output that is left."""
+    stay_apart()
+    blocks = inner // BLOCK
+    stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
+    scale_stride, whole = SCALE_BYTES * blocks, start + (stop - start) // WIDE * WIDE
+    for column in range(start, whole, WIDE):
+        place = y + 4 * column
+        for row in range(rows):
+            for at in range(0, WIDE, LANES):
+                store(place + row * y_stride + 4 * at, spread(0.0))
+        w, s = weights + column * stride, scales + column * scale_stride
+        multiply_panel(w, s, blocks, stride, scale_stride, x, x_stride, rows, place, y_stride)
+    if not SCALE_BYTES and blocks * BLOCK != inner:
+        add_tails(weights, blocks * BLOCK, start, whole, inner, x, x_stride, rows, y, y_stride)
+    return whole
 
 
 def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, start, stop):
     """The part of one matrix's outputs that lies in start:stop."""
     start, stop = max(start, 0), min(stop, out)
     if start < stop:
-        multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, 4 * out)
+        first = start
+        if X_BYTES == 4 and rows >= MANY:
+            first = multiply_many(weights, scales, start, stop, inner, x, x_stride, rows, y, 4 * out)
+        multiply_rows(weights, scales, first, stop, inner, x, x_stride, rows, y, 4 * out)
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
 def linear(at, share):
-    """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first.
+    """y = x · wᵀ + b for up to three matrices over one x, float32 or rounded; a residual is added to the first.
 
     Arguments: shares, x, bytes from row to row, rows, inner, residual; then of each matrix: weights, scales, outputs,
     bias, y. A share is so many outputs of all, laid end to end.
@@ -194,7 +266,7 @@ def gated(at, share):
     )  # fmt: skip
     for row in range(rows):
         here = 4 * (row * out + start)
-        gate_into(y + here, gate + here, stop - start)
+        gate_into(y + here, gate + here, y + here, stop - start)
 
 
 def embedding(at, share):

@@ -9,18 +9,22 @@ import math
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.products import first_of
+from byhand.kernels.native.products import first_of, gate_into
 from byhand.kernels.native.vectors import (
     argument,
     fma,
     fraction,
     highest,
+    load_bfloat16,
     load_float32,
+    one_bfloat16,
     one_float32,
     put,
+    put_bfloat16,
     silu,
     spread,
     store,
+    store_bfloat16,
     total,
 )
 
@@ -116,9 +120,28 @@ def silu_mul(at, share):
     shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
     y, count = argument(at, 3), argument(at, 4)
     start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+    gate_into(y + 4 * start, gate + 4 * start, up + 4 * start, stop - start)
+
+
+def silu_mul_bfloat16(at, share):
+    """The same, all in bfloat16."""
+    shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
+    y, count = argument(at, 3), argument(at, 4)
+    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
     whole = start + (stop - start) // LANES * LANES
     for place in range(start, whole, LANES):
-        store(y + 4 * place, silu(load_float32(gate + 4 * place)) * load_float32(up + 4 * place))
+        store_bfloat16(y + 2 * place, silu(load_bfloat16(gate + 2 * place)) * load_bfloat16(up + 2 * place))
     for place in range(whole, stop):
-        value = silu(spread(one_float32(gate + 4 * place))) * spread(one_float32(up + 4 * place))
-        put(y + 4 * place, highest(value))
+        value = silu(spread(one_bfloat16(gate + 2 * place))) * spread(one_bfloat16(up + 2 * place))
+        put_bfloat16(y + 2 * place, highest(value))
+
+
+def round_rows(at, share):
+    """y = x rounded to bfloat16, both (count,). Arguments: shares, x, y, count."""
+    shares, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+    whole = start + (stop - start) // LANES * LANES
+    for place in range(start, whole, LANES):
+        store_bfloat16(y + 2 * place, load_float32(x + 4 * place))
+    for place in range(whole, stop):
+        put_bfloat16(y + 2 * place, one_float32(x + 4 * place))

@@ -124,13 +124,20 @@ class _Tile:
             value = llvm.fma(builder, line[1], builder.fadd(x[0], x[1]), value)
         builder.store(value, total)
 
+    def _fetch_early(self, turn: int, weights: Any, weight_stride: Any, at: Any) -> None:
+        """Ask for the weights that come AHEAD, or with four columns for those of the next tile."""
+        builder, form = self.builder, self.form
+        if turn * form.block_bytes % LINE:
+            return
+        for column in range(self.columns):
+            place = self._offset(weights, weight_stride, column + (4 if self.columns == 4 else 0))
+            ahead = builder.add(at, llvm.I64(0 if self.columns == 4 else AHEAD))
+            llvm.fetch_early(builder, builder.add(place, ahead))
+
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
         weights, weight_stride, scales, scale_stride, x, x_stride = arguments
         builder, form = self.builder, self.form
-        if self.rows == 1 and turn * form.block_bytes % LINE == 0:
-            ahead = builder.add(builder.mul(block, llvm.I64(form.block_bytes)), llvm.I64(AHEAD))
-            for column in range(self.columns):
-                llvm.fetch_early(builder, builder.add(self._offset(weights, weight_stride, column), ahead))
+        self._fetch_early(turn, weights, weight_stride, builder.mul(block, llvm.I64(form.block_bytes)))
         at = builder.mul(block, llvm.I64(form.block * 4))
         activations = []
         for row in range(self.rows):
@@ -152,7 +159,9 @@ class _Tile:
             for row in range(self.rows):
                 self._accumulate((column, row, turn), values, activations[row])
 
-    def write(self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any, more: Any) -> None:
+    def write(
+        self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any, out_apart: Any, more: Any
+    ) -> None:
         """The loop in turns of `unroll` blocks, what is left block by block, and the sums into memory."""
         builder = self.builder
         whole = builder.udiv(blocks, llvm.I64(self.unroll))
@@ -165,14 +174,23 @@ class _Tile:
             with cgutils.for_range(builder, builder.sub(blocks, done), intp=llvm.I64) as loop:
                 self._step(0, builder.add(done, loop.index), arguments)
         is_more = builder.icmp_signed("!=", more, llvm.I64(0))
-        for row in range(self.rows):
-            sums = [self._joined(column, row) for column in range(self.columns)]
-            place = self._offset(out, out_stride, row)
-            if self.columns == 4:
-                self._put(place, _FOUR, _four_totals(builder, sums), is_more)
-            else:
-                for column, value in enumerate(sums):
-                    self._put(self._offset(place, out_stride, column), llvm.FLOAT, llvm.total(builder, value), is_more)
+        if self.columns == 4:
+            for row in range(self.rows):
+                sums = [self._joined(column, row) for column in range(4)]
+                self._put(self._offset(out, out_stride, row), _FOUR, _four_totals(builder, sums), is_more)
+            return
+        for column in range(self.columns):
+            place = self._offset(out, out_apart, column)
+            for first in range(0, self.rows, 4):
+                sums = [self._joined(column, row) for row in range(first, min(first + 4, self.rows))]
+                for row, value in enumerate(self._totals(sums), first):
+                    self._put(self._offset(place, out_stride, row), llvm.FLOAT, value, is_more)
+
+    def _totals(self, sums: list[Any]) -> list[Any]:
+        if len(sums) < 4:
+            return [llvm.total(self.builder, value) for value in sums]
+        totals = _four_totals(self.builder, sums)
+        return [self.builder.extract_element(totals, llvm.I32(number)) for number in range(4)]
 
     def _put(self, address: Any, kind: Any, value: Any, is_more: Any) -> None:
         """Store, or add to what is there."""
@@ -187,21 +205,42 @@ class _Tile:
         return turns[0]
 
 
+class _PairTile(_Tile):
+    """The same where activations are bfloat16 as the weights are: 32 of both at a time, multiplied as they are."""
+
+    def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
+        weights, weight_stride, _, _, x, x_stride = arguments
+        builder, at = self.builder, self.builder.mul(block, llvm.I64(LINE))
+        self._fetch_early(turn, weights, weight_stride, at)
+        pairs = [
+            llvm.read(builder, builder.add(self._offset(x, x_stride, row), at), llvm.INTS) for row in range(self.rows)
+        ]
+        for column in range(self.columns):
+            values = llvm.read(builder, builder.add(self._offset(weights, weight_stride, column), at), llvm.INTS)
+            for row, activations in enumerate(pairs):
+                total = self.sums[column, row, turn]
+                builder.store(llvm.add_pairs(builder, values, activations, builder.load(total)), total)
+
+
+PAIRS = Format(32, LINE, lambda builder, address: [])
+
+
 def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
     """An intrinsic: the dot products of `columns` weight rows and `rows` activation rows, into memory.
 
     Its arguments: weights, bytes from one weight row to the next, scales, bytes from one row of them to the next,
-    x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row (with one row of activations,
-    from column to column), and whether to add to what is there.
+    x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row, bytes from column to column
+    (four columns lie side by side), and whether to add to what is there.
     """
 
     @intrinsic
-    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride, more):  # type: ignore[no-untyped-def]
+    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride, apart, more):  # type: ignore[no-untyped-def]
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Tile(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
+            kind = _PairTile if form is PAIRS else _Tile
+            kind(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 10), generate
+        return types.void(*(types.int64,) * 11), generate
 
     return dots
 
@@ -231,6 +270,54 @@ def _write_unpacking(builder: Any, form: Format, weights: Any, scales: Any, bloc
         for part, value in enumerate(values):
             at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
             builder.store(value, builder.inttoptr(builder.add(out, at), llvm.FLOATS.as_pointer()), align=4)
+
+
+def _write_turning(
+    builder: Any,
+    form: Format,
+    early: int,
+    weights: Any,
+    stride: Any,
+    scales: Any,
+    scale_stride: Any,
+    out: Any,
+    out_stride: Any,
+) -> None:
+    rows = []
+    for row in range(LANES):
+        place = builder.add(weights, builder.mul(stride, llvm.I64(row)))
+        if early:
+            ahead = builder.mul(stride, llvm.I64(early))
+            llvm.fetch_early(builder, builder.add(place, ahead), keep=True)
+        if form.scale_bytes:
+            line = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
+            rows.append(form.load_numbers(builder, place, line))
+        else:
+            rows.append(form.load(builder, place))
+    for part in range(form.block // LANES):
+        for lane, value in enumerate(llvm.turned(builder, [row[part] for row in rows])):
+            at = builder.add(out, builder.mul(out_stride, llvm.I64(part * LANES + lane)))
+            builder.store(value, builder.inttoptr(at, llvm.FLOATS.as_pointer()), align=4)
+
+
+def turning(form: Format, early: int = 0) -> Any:
+    """An intrinsic: a block of each of sixteen rows of weights, turned: a number of all rows side by side in float32.
+
+    early: ask for the rows that lie so many further on.
+
+    Its arguments: weights, bytes from row to row, scales, bytes from one row of them to the next, out, bytes from one
+    number of the block to the next.
+    """
+
+    @intrinsic
+    def turn(context, weights, stride, scales, scale_stride, out, out_stride):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _write_turning(builder, form, early, *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 6), generate
+
+    return turn
 
 
 def mixture(form: Format, rows: int, vectors: int) -> Any:

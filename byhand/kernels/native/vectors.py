@@ -65,8 +65,19 @@ def stay_apart(builder: Any) -> Any:
 
 @typed(types.void, _address)
 def fetch_early(builder: Any, address: Any) -> Any:
-    """Ask for the line of memory at an address before it is read."""
-    llvm.fetch_early(builder, address)
+    """Ask for the line of memory at an address, into the second cache, before it is read."""
+    llvm.fetch_early(builder, address, keep=True)
+
+
+def on_stack(size: int) -> Any:
+    """An intrinsic: the address of so many bytes that are there as long as the function that asks runs."""
+
+    @typed(types.int64)
+    def place(builder: Any) -> Any:
+        kind = ir.ArrayType(llvm.FLOATS, size // 64)
+        return builder.ptrtoint(llvm.cgutils.alloca_once(builder, kind), llvm.I64)
+
+    return place
 
 
 @typed(types.float32, _address)
@@ -138,6 +149,21 @@ def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
         builder.inttoptr(address, llvm.I16.as_pointer()),
         align=2,
     )
+
+
+@typed(types.void, _address, vector)
+def store_bfloat16(builder: Any, address: Any, value: Any) -> Any:
+    """Put sixteen numbers as bfloat16, rounded to nearest."""
+    narrow = ir.VectorType(llvm.I16, LANES)
+    halves = _to_bfloat16(builder, value, llvm.INTS, narrow, lambda number: llvm.all_lanes(llvm.I32, number))
+    return builder.store(halves, builder.inttoptr(address, narrow.as_pointer()), align=2)
+
+
+@typed(types.void, _address, vector)
+def store_float16(builder: Any, address: Any, value: Any) -> Any:
+    """Put sixteen numbers as float16."""
+    narrow = ir.VectorType(llvm.HALF, LANES)
+    return builder.store(builder.fptrunc(value, narrow), builder.inttoptr(address, narrow.as_pointer()), align=2)
 
 
 @typed(types.void, _address, types.float32)
@@ -312,5 +338,6 @@ def gelu(x):  # type: ignore[no-untyped-def]
 CURVES = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 LOADS = {"float32": load_float32, "bfloat16": load_bfloat16, "float16": load_float16}
 ONES = {"float32": one_float32, "bfloat16": one_bfloat16, "float16": one_float16}
+STORES = {"float32": store, "bfloat16": store_bfloat16, "float16": store_float16}
 PUTS = {"float32": put, "bfloat16": put_bfloat16, "float16": put_float16}
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}

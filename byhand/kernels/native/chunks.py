@@ -1,0 +1,207 @@
+"""Attention of many rows of one run, as reading a prompt has them: products of blocks instead of one row at a time.
+
+A task is a block of rows with one head of keys and the heads that share it. Keys are taken sixty-four at a time,
+turned, so that a row's scores are four vectors, and the softmax goes along (Milakov and Gimelshein, arXiv:1805.02867;
+blocks as in FlashAttention, Dao et al., arXiv:2205.14135): no more scores are held than a block has.
+
+A template, made for each dtype of the cache; numbers are addresses and counts as in attention.py, whose table this is.
+"""
+
+from __future__ import annotations
+
+from byhand.kernels.native.attention import MINUS_INFINITY, PAGE, fill, scale_into, shape_scores
+from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.tiles import FORMATS, mixture, turning, unpacking
+from byhand.kernels.native.vectors import (
+    argument,
+    exp,
+    fraction,
+    highest,
+    integer,
+    lane_numbers,
+    larger,
+    load_float32,
+    one_float32,
+    put,
+    spread,
+    stay_apart,
+    store,
+    take_ticket,
+    total,
+    where_less,
+)
+
+BYTES = 4
+one = one_float32
+turn, unpack = turning(FORMATS["float32"]), unpacking(FORMATS["float32"])
+
+KEYS = 4 * PAGE  # keys of a block
+ROWS = 48  # rows times heads of a block, at most
+mix_twelve, mix_four, mix_one = (mixture(FORMATS["float32"], rows, 2) for rows in (12, 4, 1))
+narrow_four, narrow_one = mixture(FORMATS["float32"], 4, 1), mixture(FORMATS["float32"], 1, 1)
+
+
+def many_numbers(group: int, head_dim: int) -> int:
+    """How many numbers a thread works in: a block's keys, values, queries, sums, scores, and each row's state."""
+    width = -(-head_dim // LANES) * LANES
+    most = max(1, ROWS // group) * group
+    return (KEYS + most) * (head_dim + width) + most * (KEYS + 2)
+
+
+@inlined
+def multiply_into(sums, sums_stride, weights, stride, rows, values, width, count):
+    """sums (rows, width) += weights (rows, count) times values (count, width), the width whole vectors."""
+    stay_apart()
+    wide = width // 32 * 32
+    for at in range(0, wide, 32):
+        row = 0
+        while row + 12 <= rows:
+            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
+            mix_twelve(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
+            row += 12
+        while row + 4 <= rows:
+            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
+            mix_four(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
+            row += 4
+        while row < rows:
+            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
+            mix_one(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
+            row += 1
+    if wide < width:
+        row = 0
+        while row + 4 <= rows:
+            here, by = sums + row * sums_stride + 4 * wide, weights + row * stride
+            narrow_four(here, sums_stride, by, stride, values + 4 * wide, 4 * width, 0, count)
+            row += 4
+        while row < rows:
+            here, by = sums + row * sums_stride + 4 * wide, weights + row * stride
+            narrow_one(here, sums_stride, by, stride, values + 4 * wide, 4 * width, 0, count)
+            row += 1
+
+
+def take_page(keys, values, stride, keys_here, values_here, count, head_dim, width):
+    """One page's keys, turned, into a block of them, and its first `count` values beside those of other pages."""
+    stay_apart()
+    whole = head_dim // LANES
+    for block in range(whole):
+        turn(keys + block * LANES * BYTES, stride, 0, 0, keys_here + 4 * KEYS * LANES * block, 4 * KEYS)
+    for token in range(count):
+        unpack(values + token * stride, 0, whole, values_here + 4 * width * token)
+    for at in range(whole * LANES, head_dim):
+        for token in range(PAGE):
+            put(keys_here + 4 * (KEYS * at + token), one(keys + token * stride + BYTES * at))
+        for token in range(count):
+            put(values_here + 4 * (width * token + at), one(values + token * stride + BYTES * at))
+
+
+@inlined
+def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums, width):
+    """Turn one row's scores of a block into weights under the highest so far; keys outside first:last weigh nothing.
+
+    `distance` is the block's start − the query's position. What was summed under a lower score shrinks.
+    """
+    stay_apart()
+    if last <= 0 or first >= KEYS:
+        fill(scores, 0.0, KEYS)
+        return
+    peaks = spread(MINUS_INFINITY)
+    for part in range(KEYS // PAGE):
+        place = scores + 4 * PAGE * part
+        numbers = lane_numbers() + spread(float(PAGE * part))
+        value = shape_scores(place - 4 * PAGE * head, head, softcap, slopes, distance + PAGE * part)
+        value = where_less(numbers, spread(last), value, MINUS_INFINITY)
+        value = where_less(spread(first - 1.0), numbers, value, MINUS_INFINITY)
+        store(place, value)
+        peaks = larger(value, peaks)
+    before = one_float32(state)
+    peak = max(before, highest(peaks))
+    shares = spread(0.0)
+    for part in range(KEYS // PAGE):
+        place = scores + 4 * PAGE * part
+        weights = exp(load_float32(place) - spread(peak))
+        store(place, weights)
+        shares = shares + weights
+    share = one_float32(state + 4)
+    if peak > before:
+        put(state, peak)
+        shrink = total(exp(spread(before - peak))) / LANES
+        share *= shrink
+        scale_into(sums, sums, shrink, width)
+    put(state + 4, share + total(shares))
+
+
+def attend_rows(at, line, first_row, count, kv_head, work):
+    """One task: rows first_row:first_row + count of a run with the heads of one head of keys."""
+    stay_apart()
+    heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
+    group, width, size = heads // kv_heads, (head_dim + LANES - 1) // LANES * LANES, heads * head_dim
+    table, context = integer(line + 16), integer(line + 24)
+    position = context - integer(line + 8) + first_row - integer(line)  # of the first row
+    stride, sinks = kv_heads * head_dim * BYTES, argument(at, 17)
+    rows, row_bytes = count * group, 4 * head_dim
+    keys_here = work
+    values_here = keys_here + 4 * KEYS * head_dim
+    queries = values_here + 4 * KEYS * width
+    sums = queries + rows * row_bytes
+    scores = sums + 4 * rows * width
+    state = scores + 4 * rows * KEYS
+    fill(values_here, 0.0, KEYS * width)
+    fill(sums, 0.0, rows * width)
+    for row in range(rows):
+        source = argument(at, 19) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
+        scale_into(queries + row * row_bytes, source, 1.0, head_dim)
+        put(state + 8 * row, one_float32(sinks + 4 * (kv_head * group + row % group)) if sinks != 0 else MINUS_INFINITY)
+        put(state + 8 * row + 4, 1.0 if sinks != 0 else 0.0)
+    low = max(0, position + 1 - window) // PAGE * PAGE if window > 0 else 0
+    high = position + count
+    for start in range(low, high, KEYS):
+        seen = min(KEYS, high - start)
+        for page in range((seen + PAGE - 1) // PAGE):
+            place = integer(table + 8 * (start // PAGE + page)) * PAGE * stride + kv_head * head_dim * BYTES
+            keys_at, values_at = keys_here + 4 * PAGE * page, values_here + 4 * PAGE * page * width
+            some = min(PAGE, seen - PAGE * page)
+            take_page(
+                argument(at, 11) + place, argument(at, 12) + place, stride, keys_at, values_at, some, head_dim, width
+            )  # fmt: skip
+        fill(scores, 0.0, rows * KEYS)
+        multiply_into(scores, 4 * KEYS, queries, row_bytes, rows, keys_here, KEYS, head_dim)
+        for row in range(rows):
+            here = position + row // group
+            first = max(0, here + 1 - window - start) if window > 0 else 0
+            soften_row(
+                scores + 4 * KEYS * row, kv_head * group + row % group, first, here + 1 - start, start - here,
+                fraction(at, 15), argument(at, 16), state + 8 * row, sums + 4 * width * row, width,
+            )  # fmt: skip
+        multiply_into(sums, 4 * width, scores, 4 * KEYS, rows, values_here, width, seen)
+    for row in range(rows):
+        target = argument(at, 20) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
+        scale_into(target, sums + 4 * width * row, 1.0 / one_float32(state + 8 * row + 4), head_dim)
+
+
+def attend_many(at, share):
+    """Attention of every row, task by task until there are none, the long ones of a run first.
+
+    Arguments as place_rows has them; `work` holds `many_numbers` for each share. The pass has its runs (runs, 4) at its
+    table's end: first row, rows, address of the pages, context.
+    """
+    here, heads, kv_heads, head_dim = argument(at, 21), argument(at, 8), argument(at, 9), argument(at, 10)
+    width, step = (head_dim + LANES - 1) // LANES * LANES, max(1, ROWS * kv_heads // heads)
+    most = step * (heads // kv_heads)
+    work = argument(at, 18) + 4 * share * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
+    runs, count = argument(here, 6), argument(here, 7)
+    while True:
+        ticket = take_ticket(argument(at, 1), 1)
+        run = 0
+        while run < count:
+            tasks = (integer(runs + 32 * run + 8) + step - 1) // step * kv_heads
+            if ticket < tasks:
+                break
+            ticket -= tasks
+            run += 1
+        if run == count:
+            return
+        line = runs + 32 * run
+        rows = integer(line + 8)
+        first = (tasks - 1 - ticket) // kv_heads * step
+        attend_rows(at, line, integer(line) + first, min(step, rows - first), ticket % kv_heads, work)
