@@ -22,6 +22,8 @@ from tests.serving import Running, served
 STORY = "Once upon a time"
 TINY = Path(__file__).parents[1] / "byhand" / "assets" / "tiny"
 CAT = [{"role": "user", "content": "A story about a cat, please."}]
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+CALLING = {"role": "assistant", "tool_calls": [CALL]}
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +318,13 @@ def test_health_models_metrics_and_the_page(server: Running) -> None:
         ("/v1/chat/completions", {"messages": CAT, "top_logprobs": 2}, "top_logprobs", "invalid_combination", "needs"),
         ("/v1/chat/completions", {"messages": CAT, "logprobs": 2}, "logprobs", "invalid_value", "`logprobs` is 2"),
         ("/v1/chat/completions", {"messages": CAT, "tool_choice": "required"}, "tool_choice", "invalid_value", "tool"),
+        (
+            "/v1/chat/completions",
+            {"messages": [*CAT, CALLING], "continue_final_message": True},
+            "continue_final_message",
+            "invalid_combination",
+            "no content to continue",
+        ),
         ("/tokenize", {"ids": [1]}, "ids", "unknown_field", "`ids` is no field"),
         ("/detokenize", {"ids": [4096]}, "ids", "invalid_value", "4095"),
         ("/read", {"prompt": "a", "top": 100}, "top", "limit_exceeded", "limit is 20"),

@@ -55,6 +55,9 @@ async def render(llm: LLM, request: Templated, *, with_tools: bool = True) -> Pr
     if request.continue_final_message and request.add_generation_prompt:
         message = "`continue_final_message` and `add_generation_prompt` cannot both be true"
         raise ApiError(400, message, code="invalid_combination", param="continue_final_message")
+    if request.continue_final_message and request.messages[-1].content is None:
+        message = "`continue_final_message` is true, but the last message has no content to continue"
+        raise ApiError(400, message, code="invalid_combination", param="continue_final_message")
 
     def work() -> PromptIn:
         text = llm.render_chat(
