@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.style import Style
 
 from byhand.cli import words
 from byhand.cli.options import UsageError
@@ -25,6 +26,9 @@ from byhand.cli.views.streaming import Flow, StepLines, rate
 from byhand.cli.views.strip import cells, print_strip, step_style
 from byhand.cli.views.terminal import (
     ASCII,
+    BAD,
+    CHAIN_BAR,
+    GOOD,
     MODEL_BAR,
     UNICODE,
     Screen,
@@ -500,3 +504,20 @@ def test_labels_beside_their_texts_end_without_spaces(width: int) -> None:
     assert max(map(len, lines)) <= width
     told = " ".join(out.getvalue().split())
     assert all(meaning.split()[0] in told and typed.split()[0] in told for typed, meaning in words.HELP)
+
+
+def luminance(style: Style) -> float:
+    """Of its colour, as WCAG has it: 0 for black, 1 for white."""
+    assert style.color is not None
+    assert style.color.triplet is not None
+    shares = [value / 255 for value in style.color.triplet]
+    linear = [share / 12.92 if share <= 0.03928 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(part * share for part, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_colours_can_be_read_on_black_and_on_white() -> None:
+    words_in = [GOOD, BAD, *(probability_style(probability) for probability in (0.5, 0.2, 0.1, 0.0))]
+    for styles, least in ((words_in, 4.2), ((MODEL_BAR, CHAIN_BAR), 3.0)):
+        for style in styles:
+            assert 1.05 / (luminance(style) + 0.05) >= least, style
+            assert (luminance(style) + 0.05) / 0.05 >= least, style
