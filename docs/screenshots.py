@@ -11,9 +11,10 @@ from playwright.sync_api import Browser, expect
 
 from byhand import LLM
 from tests.browsing import Reader, browser
-from tests.serving import serve
+from tests.serving import Running, serve
 
 DOCS = Path(__file__).parent
+PROMPT = "A list of colors: red"
 
 
 def reader(opened: Browser, url: str, width: int, scheme: str) -> Reader:
@@ -27,15 +28,21 @@ def take(one: Reader, name: str) -> None:
     """One picture, when nothing moves any more."""
     one.page.wait_for_timeout(300)
     one.page.screenshot(path=DOCS / f"{name}.png")
+    one.page.context.close()
 
 
-def pictures(opened: Browser, url: str) -> None:
-    """Each view once."""
+def first_sight(opened: Browser, url: str) -> None:
+    """What stands there when the page is opened, and the lesson's gesture."""
     take(reader(opened, url, 1440, "light"), "page")
     dark = reader(opened, url, 1440, "dark")
+    dark.page.click("#ids")
     dark.page.locator(".cell .said").nth(3).hover()
     take(dark, "page-lesson-dark")
     take(reader(opened, url, 390, "light"), "page-narrow")
+
+
+def panels(opened: Browser, url: str) -> None:
+    """A run of one's own, and what is told of it."""
     tree = reader(opened, url, 1440, "light")
     tree.step()
     tree.press("ArrowLeft", "1")
@@ -46,18 +53,50 @@ def pictures(opened: Browser, url: str) -> None:
     tree.page.click("#tab-tree")
     tree.page.get_by_role("button", name="compare with A").click()
     take(tree, "page-tree")
-    chat = reader(opened, url, 1440, "dark")
-    chat.page.click("#view-chat")
-    chat.page.fill("#chat-text", "Count from one to five.")
-    chat.page.keyboard.press("Enter")
-    expect(chat.page.locator("#chat-send")).to_have_text("Send")
-    chat.page.click("#template summary")
-    take(chat, "page-chat-dark")
+    cost = reader(opened, url, 1440, "dark")
+    cost.start("Once upon a time, there was a little dog who")
+    cost.press(*["ArrowRight"] * 40)
+    cost.page.click("#tab-cost")
+    expect(cost.page.locator("#limit")).to_contain_text("of what this machine’s memory allows")
+    take(cost, "page-cost-dark")
+    ending = reader(opened, url, 1440, "light")
+    ending.start(PROMPT).greedy().press(" ")
+    ending.page.click("#tab-ending")
+    take(ending, "page-ending")
+    wire = reader(opened, url, 1440, "dark")
+    wire.start(PROMPT).step(3)
+    wire.page.click("#tab-wire")
+    take(wire, "page-wire-dark")
+
+
+def chat(opened: Browser, url: str, width: int, scheme: str, name: str) -> None:
+    """A question, its answer, and the prompt that the model read."""
+    one = reader(opened, url, width, scheme)
+    one.page.click("#view-chat")
+    one.page.fill("#chat-text", "Count from one to five.")
+    one.page.keyboard.press("Enter")
+    expect(one.page.locator("#chat-send")).to_have_text("Send")
+    one.page.click("#template summary")
+    expect(one.page.locator("#template pre")).to_contain_text("<|assistant|>")
+    take(one, name)
+
+
+def server_gone(opened: Browser, server: Running, url: str) -> None:
+    """The last picture: what stays when the server goes."""
+    one = reader(opened, url, 390, "dark")
+    one.start(PROMPT).step(3)
+    server.stop()
+    expect(one.page.locator("#banner")).to_contain_text("The server does not answer")
+    take(one, "page-error-narrow-dark")
 
 
 if __name__ == "__main__":
     server = serve(LLM())
     server.worker.opened.result(60)
     with browser() as opened:
-        pictures(opened, f"http://127.0.0.1:{server.port}")
-    server.stop()
+        url = f"http://127.0.0.1:{server.port}"
+        first_sight(opened, url)
+        panels(opened, url)
+        chat(opened, url, 1440, "dark", "page-chat-dark")
+        chat(opened, url, 390, "light", "page-chat-narrow")
+        server_gone(opened, server, url)

@@ -126,6 +126,23 @@ def test_dragging_the_caret_rewinds(reader: Reader) -> None:
     assert reader.tokens == before
 
 
+def test_text_is_put_in_between_and_the_rest_stays(reader: Reader, embedded: LLM) -> None:
+    page = reader.visit().start(PROMPT).greedy().step(4).page
+    before, ids = reader.tokens, reader.ids
+    page.locator("#token-4").dblclick()  # " colors", in the prompt
+    page.fill("#write-text", " the best colors")
+    page.get_by_label("keep the 6 that follow").check()
+    page.click("#write-put")
+    expect(page.locator("#branches button")).to_have_count(2)
+    new = embedded.encode("A list of the best colors")
+    expect(page.locator(".cell")).to_have_count(len(new) + 6)
+    reader.rest()
+    assert reader.ids == new + ids[5:]
+    page.get_by_role("button", name="run A").first.click()
+    expect(page.locator(".cell")).to_have_count(len(before))
+    assert reader.tokens == before
+
+
 @pytest.mark.parametrize("speed", ["brisk", "easy"])
 def test_breakpoints_hold_at_every_speed(reader: Reader, embedded: LLM, speed: str) -> None:
     page = reader.visit().start(PROMPT).greedy().page

@@ -26,7 +26,7 @@ from tests.serving import Running, serve
 
 WEB = Path(__file__).parents[1] / "byhand" / "web"
 LONG = 2000
-BOUND = 150.0  # ms
+BOUND = 50.0  # ms: what the browser calls a long task
 ROUNDS = 3
 
 
@@ -171,7 +171,23 @@ def long_run(embedded: LLM) -> str:
     return json.dumps(run.record().to_json())
 
 
-def test_a_long_stored_run_plays_smoothly(server: Running, opened: Any, long_run: str) -> None:
+WATCH = """() => {
+    window.tasks = [];
+    window.seen?.disconnect();
+    window.seen = new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((one) => one.duration)));
+    window.seen.observe({ type: 'longtask' });
+}"""
+
+
+def longest(page: Page) -> float:
+    """The longest task since WATCH; 0 where none was over 50 ms, for a browser tells of no others."""
+    page.wait_for_timeout(100)
+    return float(page.evaluate("() => Math.max(0, ...window.tasks)"))
+
+
+@pytest.fixture
+def long_page(server: Running, opened: Any, long_run: str) -> Iterator[tuple[Page, int]]:
+    """The page with that record open, and how many tokens it has."""
     context = opened.new_context(viewport={"width": 1440, "height": 900})
     reader = Reader(context.new_page(), f"http://127.0.0.1:{server.port}").visit()
     reader.page.set_input_files(
@@ -179,23 +195,44 @@ def test_a_long_stored_run_plays_smoothly(server: Running, opened: Any, long_run
     )
     count = LONG + len(json.loads(long_run)["prompt"])
     expect(reader.page.locator(".cell")).to_have_count(count)
-
-    def longest_task() -> float:
-        reader.page.evaluate(
-            "() => { window.tasks = []; window.seen?.disconnect();"
-            "const note = (list) => window.tasks.push(...list.getEntries().map((entry) => entry.duration));"
-            "window.seen = new PerformanceObserver(note); window.seen.observe({ type: 'longtask' }); }"
-        )
-        reader.page.click("#replay")
-        expect(reader.page.locator(".cell")).not_to_have_count(count)
-        reader.page.wait_for_function(f"() => document.getElementById('token-{count - 1}')")
-        reader.page.wait_for_timeout(100)
-        return float(reader.page.evaluate("() => Math.max(0, ...window.tasks)"))
-
-    # Two busy cores and a browser that paints in software: the goal is 50 ms, and this bound holds what is reached.
-    longest = best_median(longest_task, BOUND, count=3)
+    yield reader.page, count
     context.close()
-    assert longest <= BOUND
+    assert reader.faults == []
+
+
+def test_a_long_stored_run_plays_smoothly(long_page: tuple[Page, int]) -> None:
+    page, count = long_page
+    last = f"() => document.getElementById('token-{count - 1}')"
+
+    def play() -> float:
+        page.evaluate(WATCH)
+        page.click("#replay")
+        page.wait_for_function(f"() => !({last})()")
+        page.wait_for_function(last)
+        return longest(page)
+
+    assert best_median(play, BOUND) <= BOUND
+
+
+def test_pointing_costs_no_more_in_a_long_run(long_page: tuple[Page, int]) -> None:
+    page, _ = long_page
+    box = page.locator("#strip").bounding_box()
+    assert box is not None
+
+    page.mouse.move(box["x"] + 60, box["y"] + 20)
+
+    def sweep() -> float:
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(200)
+        page.evaluate(WATCH)
+        for down in (20, 90, 160):
+            for step in range(8):
+                page.mouse.move(box["x"] + 60 + 120 * step, box["y"] + down)
+            page.mouse.wheel(0, -700)
+        return longest(page)
+
+    assert best_median(sweep, BOUND) <= BOUND
+    expect(page.locator(".block.lit").first).to_be_attached()
 
 
 # Everyone.

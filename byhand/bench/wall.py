@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from byhand import LLM
 
 NUMBERS = 2**26  # float32: 256 MiB, beyond any cache that a model's weights could hide in
-PASSES = 4
+PASSES = 8
 
 
 def read_bytes(llm: LLM) -> int:

@@ -244,11 +244,12 @@ export class Controller extends Records {
     });
   }
 
-  /** Put text where a token stands, and let go of what came after it; in a branch. */
-  write(at, text) {
+  /** Put text where a token stands; in a branch. What came after it is let go of, or put back as the reader's own. */
+  write(at, text, { isTailKept = false } = {}) {
     return this.attempt(async () => {
       let name = await this.ensureLive();
       const { length } = this.run.tokens;
+      const tail = isTailKept ? this.run.tokens.slice(at + 1).map((token) => token.id) : [];
       if (at < length) {
         name = await this.branchOf(name);
         await this.live.send('rewind', { run: name, count: length - at });
@@ -256,6 +257,7 @@ export class Controller extends Records {
         this.noted(name);
       }
       if (text) await this.live.send('insert', { run: name, text });
+      if (tail.length) await this.live.send('insert', { run: name, ids: tail });
       this.follow();
       this.did('write');
       await this.settle(name, 'write');

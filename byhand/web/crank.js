@@ -63,18 +63,20 @@ export class Crank {
     this.store.put({ until });
   }
 
-  /** Open the small window: what stands at the place is replaced, and what follows is let go of, in a branch. */
+  /** Open the small window: what stands at the place is replaced, in a branch; what follows it only if that is wished. */
   write(at) {
     const run = shown(this.store.state);
     if (!run) return;
     const token = run.tokens[at];
     const field = el('textarea', { id: 'write-text', rows: 2, 'aria-label': 'text to put here', spellcheck: 'false' });
     field.value = token && !token.special ? token.text : '';
-    const says = token ? `In a branch: ${pieceText(token)} at place ${at} and what came after make way for this.` : 'This is put at the end, as tokens of yours.';
+    const says = token ? `In a branch, this takes the place of ${pieceText(token)}, token ${at}, and of what follows it.` : 'This is put at the end, as tokens of yours.';
+    const keep = el('input', { type: 'checkbox', id: 'write-keep' });
+    const more = token && at + 1 < run.tokens.length ? el('label', { class: 'row' }, keep, `keep the ${run.tokens.length - at - 1} that follow, as tokens of yours`) : '';
     const close = () => this.editor.close();
-    const put = () => { close(); this.controller.write(at, field.value); };
+    const put = () => { close(); this.controller.write(at, field.value, { isTailKept: keep.checked }); };
     field.addEventListener('keydown', (event) => { if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); put(); } });
-    this.editor.replaceChildren(el('h2', { text: 'Write here' }), el('p', { text: says }), field,
+    this.editor.replaceChildren(el('h2', { text: 'Write here' }), el('p', { text: says }), field, more,
       el('div', { class: 'row' }, button('write-put', 'Put it here', '', put, 'strong'), button('write-cancel', 'Cancel', '', close)));
     this.editor.showModal();
     field.select();

@@ -144,7 +144,7 @@ function modelNodes(state) {
   if (!model) return [el('b', { text: run?.identity?.name ?? '' }), what].filter(Boolean);
   const used = run?.tokens.length ?? 0;
   const meter = el('meter', { min: 0, max: model.context_length, value: used, 'aria-label': 'context used' });
-  return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { text: `${used} of ${model.context_length} tokens` }), what].filter(Boolean);
+  return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { title: 'tokens, of the context’s', text: `${used} of ${model.context_length}` }), what].filter(Boolean);
 }
 
 function renderFrame(state) {

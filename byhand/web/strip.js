@@ -1,11 +1,11 @@
 // The strip: every token, painted by surprise, with the prediction under it. Cells are made once and kept: a token that
 // comes costs one cell, however long the run is.
 
-import { byId, el, fill, milliseconds, percent, piece, pieceNodes, pieceText } from './dom.js';
+import { byId, el, fill, made, milliseconds, percent, piece, pieceNodes, pieceText } from './dom.js';
 import { place, shown } from './state.js';
 
-const BLOCK = 128; // cells a block; blocks out of sight are neither laid out nor painted (content-visibility)
-const AT_ONCE = 256; // cells made in one frame: a long run that is opened fills the strip over several
+const BLOCK = 64; // cells a block; blocks out of sight are neither laid out nor painted (content-visibility)
+const AT_ONCE = 160; // cells made in one frame: a long run that is opened fills the strip over several
 const LONG = 24; // characters of a piece beyond which it may have to be clipped
 const ROWS_A_PASS = 512; // the engine's max_rows: a prompt that is longer takes more than one pass
 const BOUNDS = [0.7, 0.4, 0.2, 0.08, 0.02]; // probability: at or above the first, nothing is painted
@@ -84,7 +84,7 @@ export class Strip {
 
   legend() {
     const swatches = ['≥70 %', '', '', '', '', '<2 %'].map((text, level) => el('span', { class: 'swatch', 'data-surprise': String(level), text }));
-    byId('legend').append('surprise ', ...swatches);
+    byId('legend').append(el('span', { text: 'surprise' }), ...swatches, made('measured', 'sampling/look.py', 'measure'));
   }
 
   listen(controller) {
