@@ -194,7 +194,8 @@ class Engine:
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         for first in range(0, len(wanted), rows_at_once):
             block = wanted[first : first + rows_at_once]
-            logits = self._logits(hidden[[row for _, _, row in block]])
+            rows = [row for _, _, row in block]
+            logits = self._logits(hidden if len(rows) == len(hidden) else hidden[rows])
             for (run, position, _), line in zip(block, logits, strict=True):
                 try:
                     told += [(run, item) for item in self._use_row(run, position, line)]
@@ -211,7 +212,8 @@ class Engine:
         if position + 1 == run.prompt_length + len(run.steps) < len(run.ids):
             yield self.tell(run, logits)
         if position + 1 == len(run.ids) and not run.is_finished:
-            run.kept = logits.clone()
+            # A row among others is copied, so that it does not keep all of them.
+            run.kept = logits if logits.untyped_storage().nbytes() == logits.nbytes else logits.clone()
 
     def fail(self, run: RunState, error: Exception) -> None:
         """End one run with an error and free its pages; rewind, edit, insert or set can bring it back."""

@@ -212,11 +212,11 @@ class Cpu(Calls):
         """The best k of logits (vocab,) and the mass of the others, in two readings; None where k is large."""
         if k > MANY_BEST or k >= len(logits) or logits.dtype != torch.float32 or not logits.is_contiguous():
             return None
-        ids, results, values = np.empty(k, np.int64), np.empty(3), np.empty(k, np.float32)
-        places = (array.ctypes.data for array in (values, ids, results))
+        ids, results, values = torch.empty(k, dtype=torch.int64), torch.empty(3, dtype=torch.float64), torch.empty(k)
+        places = (values.data_ptr(), ids.data_ptr(), results.data_ptr())
         self._run("survey", 1, logits.data_ptr(), len(logits), k, *places)
         is_finite, mass, moment = results.tolist()
-        return (ids, mass, moment) if is_finite else None
+        return (ids.numpy(), mass, moment) if is_finite else None
 
     # Norms and curves.
 
