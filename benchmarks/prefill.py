@@ -3,8 +3,9 @@
     python -m benchmarks.prefill                       # the embedded model
     python -m benchmarks.prefill --checkpoint FOLDER   # another one too, such as those that `byhand bench` makes
 
-"fast" takes bfloat16 products where FAST_ROWS or more rows go through a layer at once, and the weights are no float32.
-So the prompts here are longer than that. The head is float32's in both: a run computes it for one row only.
+"fast" takes bfloat16 products where ROUNDED_ROWS or more rows go through a layer at once (FAST_ROWS by torch), and the
+weights are no float32. So the prompts here are longer than that. The head is float32's in both, and so is what is
+decoded: a run that is alone has one row.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 
 from benchmarks.quality import RESULTS, ROWS, SHARED, Sums
 from byhand import LLM, SamplingParams
-from byhand.kernels.cpu import FAST_ROWS
+from byhand.kernels.cpu import FAST_ROWS, ROUNDED_ROWS
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
 from byhand.verify import DEFAULT_PROMPTS
@@ -33,10 +34,10 @@ from training.data import load_corpora
 WAYS = ("exact", "fast")
 # Tokens of each document, and of what stands before the suite's prompts.
 LENGTH = 512
-BEFORE = (64, 192, 448)
+BEFORE = (96, 192, 448)
 NEW = 40
-# Rows whose logits are made at once: fewer than FAST_ROWS, as in a run.
-HEAD_ROWS = 16
+# Rows whose logits are made at once: fewer than are rounded.
+HEAD_ROWS = ROUNDED_ROWS - 1
 
 
 @torch.no_grad()

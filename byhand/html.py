@@ -35,7 +35,7 @@ STYLE = """<style>
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """A page whose part from `<!-- NAME: begin -->` to `<!-- NAME: end -->` is made anew; without it the page as it is."""
+    """A page whose part between `<!-- NAME: begin -->` and `<!-- NAME: end -->` is made anew; without, as it is."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)

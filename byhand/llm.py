@@ -48,7 +48,8 @@ class LLM:
     cache_tokens: tokens that the KV cache holds over all runs. threads: processor threads.
     kernels: "auto", "cpu" (Numba) or "reference" (torch, on any device). quantize: None, "int8" or "int4".
     cache_dtype: of the keys and values: "auto" is "float32"; "bfloat16" halves the cache's memory and rounds.
-    prefill: "exact" keeps float32's accuracy where many tokens are read at once, "fast" takes bfloat16 products.
+    prefill: "exact" keeps float32's accuracy throughout; "fast" takes bfloat16 products for four rows or more: prompts,
+        and runs that decode together.
     note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """
 

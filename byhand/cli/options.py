@@ -225,7 +225,10 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizer_only: bool = Fa
     group.add_argument("--quantize", choices=QUANTIZED, help="hold the weights in 8 or 4 bits")
     group.add_argument("--kernels", choices=KERNELS, default="auto", help="auto: cpu (Numba) on a processor")
     group.add_argument(
-        "--prefill", choices=PREFILLS, default="exact", help="fast: prompts by bfloat16 products (default exact)"
+        "--prefill",
+        choices=PREFILLS,
+        default="exact",
+        help="fast: bfloat16 products for 4 rows or more (default exact)",
     )
 
 

@@ -35,7 +35,8 @@ MANY_BEST = 64
 
 
 class Cpu(Calls):
-    """The backend. `prefill`: "exact" keeps float32's accuracy for many rows; "fast" takes bfloat16 products there.
+    """The backend. `prefill`: "exact" keeps float32's accuracy for many rows; "fast" takes bfloat16 products there:
+    for prompts, and for four or more runs that decode together.
 
     threads: None for as many as torch has. `note` is told, in one line, when kernels have to be compiled first.
     fuse: run each block as one call once it has been recorded.
