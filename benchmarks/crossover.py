@@ -1,7 +1,8 @@
-"""From how many rows on torch's product beats ours: the figures behind `FAST_ROWS` in kernels/cpu.py.
+"""From how many rows on torch's product beats ours: the figures behind `FAST_ROWS` and `ROUNDED_ROWS` in kernels/cpu.
 
 Run on a quiet machine: python -m benchmarks.crossover [out] [in]. Bursts of the two take turns; a row of the table
-is the median of their paired ratios (above 1: torch is faster).
+is the median of their paired ratios (above 1: torch is faster). `exact` is our product in float32, `rounded` the one that
+prefill="fast" has for a few rows.
 """
 
 from __future__ import annotations
@@ -51,18 +52,20 @@ def ratio(kernels: cpu.Cpu, product: Product, rows: int, weight_copies: list[Wei
 def main() -> None:
     """Print the table."""
     out, inner = (int(number) for number in sys.argv[1:3]) if len(sys.argv) > 2 else (2048, 2048)
-    kernels = cpu.Cpu()
-    print(f"({out}, {inner}), {kernels.threads} threads; our time / torch's")
-    print("format    torch     " + "".join(f"{rows:>7}" for rows in ROWS))
+    cpu.FAST_ROWS, cpu.ROUNDED_ROWS = sys.maxsize, 1
+    kernels = {"exact": cpu.Cpu(), "rounded": cpu.Cpu(prefill="fast")}
+    print(f"({out}, {inner}), {kernels['exact'].threads} threads; our time / torch's")
+    print("format    ours      torch     " + "".join(f"{rows:>7}" for rows in ROWS))
     for form in (*DTYPES, *QUANTIZED):
         copies = []
         for _ in range(3):
             plain = torch.randn(out, inner)
             copies.append(quantize(Weight.of(plain), form) if form in QUANTIZED else Weight.of(plain.to(DTYPES[form])))
-        for name, product in PRODUCTS.items():
-            with torch.inference_mode():
-                found = [ratio(kernels, product, rows, copies) for rows in ROWS]
-            print(f"{form:10}{name:10}" + "".join(f"{value:7.2f}" for value in found), flush=True)
+        for way, name in (("exact", "float32"), ("exact", "bfloat16"), ("rounded", "bfloat16")):
+            if way == "exact" or form == "bfloat16":
+                with torch.inference_mode():
+                    found = [ratio(kernels[way], PRODUCTS[name], rows, copies) for rows in ROWS]
+                print(f"{form:10}{way:10}{name:10}" + "".join(f"{value:7.2f}" for value in found), flush=True)
 
 
 if __name__ == "__main__":
