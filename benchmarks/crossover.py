@@ -1,8 +1,8 @@
 """From how many rows on torch's product beats ours: the figures behind `FAST_ROWS` and `ROUNDED_ROWS` in kernels/cpu.
 
 Run on a quiet machine: python -m benchmarks.crossover [out] [in]. Bursts of the two take turns; a row of the table
-is the median of their paired ratios (above 1: torch is faster). `exact` is our product in float32, `rounded` the one that
-prefill="fast" has for a few rows.
+is the median of their paired ratios (above 1: torch is faster). `exact` is our product in float32, `rounded` the one
+that prefill="fast" has for a few rows.
 """
 
 from __future__ import annotations
