@@ -24,8 +24,10 @@ def reader(opened: Browser, url: str, width: int, scheme: str) -> Reader:
     return Reader(context.new_page(), url).visit()
 
 
-def take(one: Reader, name: str) -> None:
-    """One picture, when nothing moves any more."""
+def take(one: Reader, name: str, *, is_low: bool = False) -> None:
+    """One picture, when nothing moves any more; `is_low`: of what stands at the page's end."""
+    if is_low:
+        one.page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
     one.page.wait_for_timeout(300)
     one.page.screenshot(path=DOCS / f"{name}.png")
     one.page.context.close()
@@ -52,13 +54,13 @@ def panels(opened: Browser, url: str) -> None:
     tree.step(4)
     tree.page.click("#tab-tree")
     tree.page.get_by_role("button", name="compare with A").click()
-    take(tree, "page-tree")
+    take(tree, "page-tree", is_low=True)
     cost = reader(opened, url, 1440, "dark")
     cost.start("Once upon a time, there was a little dog who")
     cost.press(*["ArrowRight"] * 40)
     cost.page.click("#tab-cost")
     expect(cost.page.locator("#limit")).to_contain_text("of what this machine’s memory allows")
-    take(cost, "page-cost-dark")
+    take(cost, "page-cost-dark", is_low=True)
     ending = reader(opened, url, 1440, "light")
     ending.start(PROMPT).greedy().press(" ")
     ending.page.click("#tab-ending")
@@ -66,7 +68,7 @@ def panels(opened: Browser, url: str) -> None:
     wire = reader(opened, url, 1440, "dark")
     wire.start(PROMPT).step(3)
     wire.page.click("#tab-wire")
-    take(wire, "page-wire-dark")
+    take(wire, "page-wire-dark", is_low=True)
 
 
 def chat(opened: Browser, url: str, width: int, scheme: str, name: str) -> None:

@@ -147,7 +147,8 @@ export class Next {
     const { found } = this;
     const best = found.rows?.[0];
     const skipped = Math.max(0, at - READ_ALOUD);
-    const past = run.tokens.slice(skipped, at).map((token) => piece(token, 'past'));
+    // Lines break before words, whose spaces are pictures here.
+    const past = run.tokens.slice(skipped, at).flatMap((token) => [el('wbr'), piece(token, 'past')].slice(/^\s/.test(token.text) ? 0 : 1));
     const actual = run.tokens[at];
     const row = found.rows?.find((one) => one.isChosen);
     this.readNode.replaceChildren(
