@@ -5,8 +5,10 @@
 
 Every contestant lives in a process of its own and waits while another is measured. A burst is `--streams` clients that
 ask in the same moment, each for `--tokens` greedy tokens after a prompt of its own that no other shares. For every
-number of streams each contestant has a burst that is not counted, then `--rounds` that are, in turns; the median
-counts.
+number of streams each contestant has a burst that is not counted, then `--rounds` that are, in turns. Every burst is
+kept; what stands in docs/server.md are medians over all of them, with the least and the most:
+
+    python -m benchmarks.serving --table docs/server.md benchmarks/results/serving/*.json
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
@@ -46,8 +49,10 @@ WORDS = [
 ]
 PROMPT_WORDS = 48
 COLUMNS = ("tokens/s", "first token p50", "first token p99", "gap p50", "gap p99")
+TITLES = ("tokens/s", "first token, p50 ms", "p99 ms", "between tokens, p50 ms", "p99 ms")
 
 Stamps = list[float]  # seconds since the burst began, one for each token or chunk
+Row = dict[str, Any]
 Burst = Callable[[Sequence[str], int], list[Stamps]]
 
 
@@ -249,34 +254,56 @@ def contestants(asked: argparse.Namespace, stack: ExitStack) -> dict[str, Burst]
     return found
 
 
-def measure(asked: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    """For each number of streams a row for every contestant: the median over the rounds."""
+def measure(asked: argparse.Namespace) -> Iterator[Row]:
+    """For each number of streams, in turns, a row for every burst that counts."""
+    told = {"date": date.today().isoformat(), "model": Path(asked.model or "embedded").name, "tokens": asked.tokens}
     with ExitStack() as stack:
         bursts = contestants(asked, stack)
         for count in asked.streams:
-            seen: dict[str, list[dict[str, float]]] = {name: [] for name in bursts}
             for turn in range(asked.rounds + 1):
                 for name, burst in bursts.items():
                     one = figures(burst(prompts(count, 1000 * count + turn), asked.tokens), asked.tokens)
-                    seen[name] += [one] if turn else []
-            yield [
-                {"streams": count, "contestant": name}
-                | {column: round(median(one[column] for one in rounds), 2) for column in COLUMNS}
-                for name, rounds in seen.items()
-            ]
+                    if turn:
+                        rounded = {column: round(value, 2) for column, value in one.items()}
+                        yield told | {"streams": count, "contestant": name} | rounded
 
 
-def keep(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
-    """Add rows to the file of results."""
-    known = json.loads(asked.out.read_text()) if asked.out.exists() else []
-    told = {"date": date.today().isoformat(), "model": Path(asked.model or "embedded").name, "tokens": asked.tokens}
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row) for row in [*known, *(told | row for row in rows)]]
-    asked.out.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+def keep(row: Row, file: Path) -> None:
+    """Add a row to the file of results."""
+    known = json.loads(file.read_text()) if file.exists() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[\n" + ",\n".join(json.dumps(each) for each in [*known, row]) + "\n]\n")
+
+
+def cell(values: Sequence[float]) -> str:
+    """The median, with the least and the most."""
+    digits = 1 if median(values) < 20 else 0
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The page's table: a line for every model, number of streams and contestant, over all its bursts."""
+    groups: dict[tuple[str, int, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["model"], row["streams"], row["contestant"]].append(row)
+    lines = [f"| model | streams | | bursts | {' | '.join(TITLES)} |", "|---" * (4 + len(COLUMNS)) + "|"]
+    for model, streams, contestant in sorted(groups, key=lambda key: key[:2]):
+        bursts = groups[model, streams, contestant]
+        cells = [cell([burst[column] for burst in bursts]) for column in COLUMNS]
+        lines.append(f"| {model} | {streams} | {contestant} | {len(bursts)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table(page: Path, files: Sequence[Path]) -> None:
+    """Renew the table of a page."""
+    from byhand.html import between_marks
+
+    rows = [row for file in files for row in json.loads(file.read_text())]
+    page.write_text(between_marks(page.read_text(encoding="utf-8"), "serving", table(rows)), encoding="utf-8")
 
 
 def main() -> None:
-    """Measure, print a table, and add to a file of results."""
+    """Measure, print every burst, and add to a file of results; or make the table of such files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--gguf", help="the same model for llama.cpp")
@@ -288,16 +315,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+", metavar=("PAGE", "FILE"))
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
         work_inside(asked.inside, asked.model, asked.threads)
         return
-    for rows in measure(asked):
-        for row in rows:
-            print("|", " | ".join(str(value) for value in row.values()), "|", flush=True)
+    if asked.table:
+        page, *files = asked.table
+        write_table(page, files)
+        return
+    for row in measure(asked):
+        print("|", " | ".join(str(value) for value in row.values()), "|", flush=True)
         if asked.out:
-            keep(rows, asked)
+            keep(row, asked.out)
 
 
 if __name__ == "__main__":

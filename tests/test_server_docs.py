@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving import COLUMNS, table, write_table
 from byhand import LLM
 from byhand.sampling.params import fields_table
 from byhand.server.app import create_app
@@ -28,6 +29,23 @@ def server() -> Iterator[Running]:
 
 def test_the_tables_are_the_shapes() -> None:
     assert renewed(PAGE) == PAGE, "python -m byhand.server.manual docs/server.md"
+
+
+def test_the_figures_are_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "server.md"
+    page.write_text(PAGE, encoding="utf-8")
+    write_table(page, sorted((ROOT / "benchmarks" / "results" / "serving").glob("*.json")))
+    made = "python -m benchmarks.serving --table docs/server.md benchmarks/results/serving/*.json"
+    assert page.read_text(encoding="utf-8") == PAGE, made
+
+
+def test_a_row_of_figures_is_a_median_with_its_spread() -> None:
+    told = {"model": "embedded", "streams": 4, "contestant": "byhand serve"}
+    bursts = [told | dict.fromkeys(COLUMNS, value) for value in (900.0, 1200.4, 1000.0)]
+    other = told | {"streams": 1} | dict.fromkeys(COLUMNS, 1.26)
+    lines = table([*bursts, other]).splitlines()[2:]
+    assert lines[0] == "| embedded | 1 | byhand serve | 1 |" + " 1.3 (1.3–1.3) |" * 5
+    assert lines[1] == "| embedded | 4 | byhand serve | 3 |" + " 1,000 (900–1,200) |" * 5
 
 
 def commands() -> list[str]:
