@@ -41,24 +41,29 @@ def print_json(value: Any) -> None:
 
 def open_model(arguments: argparse.Namespace) -> LLM:
     """The model that the command line names, with all its settings; what it has to say goes to stderr."""
-    from byhand import LLM
+    gc.disable()  # what is made here stays: no collection goes through it, now or later
+    try:
+        from byhand import LLM
 
-    llm = LLM(
-        model_name(arguments),
-        dtype=arguments.dtype,
-        device=arguments.device,
-        cache_tokens=arguments.cache_tokens,
-        threads=arguments.threads,
-        revision=arguments.revision,
-        cache_dtype=arguments.cache_dtype,
-        quantize=arguments.quantize,
-        kernels=arguments.kernels,
-        prefill=arguments.prefill,
-        note=talk,
-    )
+        llm = LLM(
+            model_name(arguments),
+            dtype=arguments.dtype,
+            device=arguments.device,
+            cache_tokens=arguments.cache_tokens,
+            threads=arguments.threads,
+            revision=arguments.revision,
+            cache_dtype=arguments.cache_dtype,
+            quantize=arguments.quantize,
+            kernels=arguments.kernels,
+            prefill=arguments.prefill,
+            note=talk,
+        )
+    finally:
+        if not gc.get_freeze_count():  # once a process: what a second model finds may be garbage by now
+            gc.freeze()
+        gc.enable()
     for note in llm.checkpoint.notes:
         talk(note)
-    gc.freeze()  # all that is here stays: no collection goes through it again
     return llm
 
 

@@ -65,8 +65,12 @@ class Calls:
     # Kernels and what they work on.
 
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Compile what weights of this format and this cache need, unless a run before this one did."""
-        self._compile(needed(form, FORMATS[cache_dtype]))
+        """Compile what weights of this format and this cache need, unless a run before this one did, and load it."""
+        names = needed(form, FORMATS[cache_dtype])
+        self._compile(names)
+        with without_collector():
+            for name in names:
+                self._place_of(name)
 
     def _compile(self, names: Sequence[str]) -> None:
         """Compile those that the cache lacks, and say so."""
