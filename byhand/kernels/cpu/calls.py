@@ -74,7 +74,7 @@ class Calls:
 
     def _compile(self, names: Sequence[str]) -> None:
         """Compile those that the cache lacks, and say so."""
-        missing = [name for name in names if name not in self._ready and not native.kernels()[name].is_kept]
+        missing = [name for name in names if name not in self._ready and not native.kernel(name).is_kept]
         if missing:
             if self._note is not None:
                 count = f"{len(missing)} kernels" if len(missing) > 1 else "one kernel"
@@ -87,14 +87,14 @@ class Calls:
         if place is None:
             self._compile([name])  # what few models need is made when one asks for it
             with without_collector():
-                place = self._machine_code[name] = native.kernels()[name].address
+                place = self._machine_code[name] = native.kernel(name).address
         return place
 
     def _start(self, at: int, count: int, threads: int) -> None:
         """Run a list of kernels."""
         if self._run_list is None:
             with without_collector():
-                self._run_list = native.kernels()["run_list"].load()
+                self._run_list = native.kernel("run_list").load()
         with _ONE_AT_A_TIME:
             self._run_list(at, count, threads)
 

@@ -7,7 +7,7 @@ team (who runs it), compiled (when it is compiled).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from subprocess import DEVNULL, Popen
@@ -85,7 +85,7 @@ def _attention(name: str) -> list[Kernel]:
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
 
 
-def _chunks(name: str) -> Kernel:
+def _chunks(name: str) -> list[Kernel]:
     names = {
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
@@ -93,50 +93,63 @@ def _chunks(name: str) -> Kernel:
         "unpack": tiles.unpacking(tiles.FORMATS[name]),
     }
     scope = specialise([chunks.take_page, chunks.attend_rows, chunks.attend_many], names, name)
-    return Kernel(scope["attend_many"].py_func)
+    return [Kernel(scope["attend_many"].py_func)]
 
 
-def _curve(name: str) -> Kernel:
+def _curve(name: str) -> list[Kernel]:
     scope = specialise([rows.curve], {"bend": vectors.CURVES[name]}, name)
-    return Kernel(scope["curve"].py_func)
+    return [Kernel(scope["curve"].py_func)]
+
+
+def _rest() -> list[Kernel]:
+    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.silu_mul_bfloat16, rows.round_rows, survey.survey)
+    run_list = Kernel(team.run_list, "void(int64, int64, int64)", parallel=True)
+    return [*map(Kernel, (*small, attention_page.gather_rows)), run_list]
 
 
 @cache
+def _makers() -> dict[str, tuple[Any, ...]]:
+    """For each kernel who makes it, and of what."""
+    return {
+        **{f"{kind}_{form}": (_products, form) for kind in ("linear", "gated", "embedding") for form in FORMATS},
+        **{f"linear_columns_{form}": (_products, form) for form in FLOATS},
+        **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", "gated")},
+        **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
+        **{f"attend_many_{form}": (_chunks, form) for form in FLOATS},
+        **{f"curve_{name}": (_curve, name) for name in vectors.CURVES},
+        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "silu_mul_bfloat16", "round_rows", "survey"), (_rest,)),
+        **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
+    }
+
+
+@cache
+def _made(make: Callable[..., list[Kernel]], *of: str) -> dict[str, Kernel]:
+    return {kernel.name: kernel for kernel in make(*of)}
+
+
+def kernel(name: str) -> Kernel:
+    """A kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …
+
+    Others of its kind are made with it and no more: Numba looks through all that was ever made when it loads the first.
+    """
+    return _made(*_makers()[name])[name]
+
+
 def kernels() -> dict[str, Kernel]:
-    """Every kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …"""
-    listed = [
-        *(kernel for name in FORMATS for kernel in _products(name)),
-        *_rounded_products(),
-        *(kernel for name in FLOATS for kernel in _attention(name)),
-        *map(_chunks, FLOATS),
-        *(_curve(name) for name in vectors.CURVES),
-        *map(
-            Kernel,
-            (
-                rows.rms_norm,
-                rows.layer_norm,
-                rows.silu_mul,
-                rows.silu_mul_bfloat16,
-                rows.round_rows,
-                attention_page.gather_rows,
-                survey.survey,
-            ),
-        ),
-        Kernel(team.run_list, "void(int64, int64, int64)", parallel=True),
-    ]
-    return {kernel.name: kernel for kernel in listed}
+    """Every kernel by name."""
+    return {name: kernel(name) for name in _makers()}
 
 
 def compile_kernels(names: Sequence[str]) -> None:
     """Compile these into the cache: every other one in a process of its own, which needs no torch."""
     ours, theirs = names[1::2], names[::2]
-    code = f"from byhand.kernels.native import kernels\nfor name in {list(theirs)!r}: kernels()[name].load()"
+    code = f"from byhand.kernels.native import kernel\nfor name in {list(theirs)!r}: kernel(name).load()"
     child = None
     if cache_folder() is not None and ours:
         with suppress(OSError):
             child = Popen([sys.executable, "-c", code], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
     for name in ours:
-        kernels()[name].load()
+        kernel(name).load()
     if child is not None:
         child.wait()
     # Whatever the process could not do is compiled when it is first used.
