@@ -194,8 +194,7 @@ class Engine:
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         for first in range(0, len(wanted), rows_at_once):
             block = wanted[first : first + rows_at_once]
-            rows = [row for _, _, row in block]
-            logits = self._logits(hidden if len(rows) == len(hidden) else hidden[rows])
+            logits = self._logits(hidden if len(block) == len(hidden) else hidden[[row for _, _, row in block]])
             for (run, position, _), line in zip(block, logits, strict=True):
                 try:
                     told += [(run, item) for item in self._use_row(run, position, line)]
