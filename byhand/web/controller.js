@@ -168,6 +168,7 @@ export class Controller extends Records {
     this.isWalking = false;
     this.wake?.();
     clearTimeout(this.timer);
+    cancelAnimationFrame(this.frame);
     if (this.store.state.replay) this.store.put({ replay: null });
   }
 

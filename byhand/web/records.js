@@ -105,6 +105,6 @@ export class Records {
     const wait = REPLAY[speed];
     this.store.dispatch({ event: 'revealed', name: replay, count: run.steps.length + (wait ? 1 : REPLAYED_PER_FRAME) });
     if (wait) this.timer = setTimeout(() => this.playOn(), wait);
-    else requestAnimationFrame(() => this.playOn());
+    else this.frame = requestAnimationFrame(() => this.playOn());
   }
 }
