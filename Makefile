@@ -24,8 +24,9 @@ demo: $(VENV)/.demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh lessons/demo.sh
 
 test: $(VENV)/.test
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full" -n auto
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full and not timed" -n auto
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not full" -n auto --kernels cpu tests/test_models.py
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m timed tests/test_cli.py tests/test_compiled.py tests/test_page_server.py
 
 campaign: $(VENV)/.test
 	@HYPOTHESIS_PROFILE=explore $(ONE_THREAD) $(BIN)/python -m pytest -m full -n auto

@@ -588,6 +588,7 @@ def processor_seconds(*argv: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.timed
 def test_help_is_instant() -> None:
     bare = min(processor_seconds("-c", "pass") for _ in range(3))
     asked = min(processor_seconds("-m", "byhand", "--help") for _ in range(6))

@@ -137,6 +137,7 @@ assert set(needed("bfloat16", "float32")) == set(kernels._machine_code)
 """
 
 
+@pytest.mark.timed
 def test_later_runs_have_all_kernels_in_less_than_three_tenths_of_a_second() -> None:
     first = python(LATER)  # fills the cache, unless another test has done so
     assert first.returncode == 0, first.stderr

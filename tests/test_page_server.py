@@ -134,6 +134,7 @@ def test_modules_are_plain_and_small() -> None:
 # Weight and speed.
 
 
+@pytest.mark.timed
 def test_first_paint_size_and_no_other_origin(server: Running, opened: Any) -> None:
     url = f"http://127.0.0.1:{server.port}"
     sizes: list[int] = []
@@ -200,6 +201,7 @@ def long_page(server: Running, opened: Any, long_run: str) -> Iterator[tuple[Pag
     assert reader.faults == []
 
 
+@pytest.mark.timed
 def test_a_long_stored_run_plays_smoothly(long_page: tuple[Page, int]) -> None:
     page, count = long_page
     last = f"() => document.getElementById('token-{count - 1}')"
@@ -214,6 +216,7 @@ def test_a_long_stored_run_plays_smoothly(long_page: tuple[Page, int]) -> None:
     assert best_median(play, BOUND) <= BOUND
 
 
+@pytest.mark.timed
 def test_pointing_costs_no_more_in_a_long_run(long_page: tuple[Page, int]) -> None:
     page, _ = long_page
     box = page.locator("#strip").bounding_box()
