@@ -81,17 +81,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'byhand' has no attribute {name!r}")
-    import gc
     from importlib import import_module
 
-    # Hundreds of thousands of objects are made, and stay: to search them for garbage again and again takes 0.1 s.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    from byhand.collector import without_collector
+
+    with without_collector():  # hundreds of thousands of objects are made, and stay: 0.1 s
         return getattr(import_module(_LAZY[name]), name)
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -15,11 +15,12 @@ from typing import Any, Self, cast
 import torch
 
 from byhand.checkpoint import Checkpoint, open_checkpoint
+from byhand.collector import without_collector
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest, ByhandError, PromptError, PromptTooLong
-from byhand.kernels import open_kernels, without_collector
+from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import build
 from byhand.record import ModelIdentity

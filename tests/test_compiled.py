@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from byhand.checkpoint import open_checkpoint
+from byhand.collector import without_collector
 from byhand.errors import BadRequest
-from byhand.kernels import open_kernels, without_collector
+from byhand.kernels import open_kernels
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.cpu.calls import needed
 from byhand.kernels.native import compiled
@@ -126,7 +127,8 @@ LATER = """
 import sys, time
 import numba, torch
 started = time.process_time()
-from byhand.kernels import open_kernels, without_collector
+from byhand.collector import without_collector
+from byhand.kernels import open_kernels
 from byhand.kernels.cpu.calls import needed
 def note(line): print(line, file=sys.stderr)
 with without_collector():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.cli.options import model_name
 from byhand.cli.views.safe import safe_line
+from byhand.collector import without_collector
 from byhand.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -41,27 +42,26 @@ def print_json(value: Any) -> None:
 
 def open_model(arguments: argparse.Namespace) -> LLM:
     """The model that the command line names, with all its settings; what it has to say goes to stderr."""
-    gc.disable()  # what is made here stays: no collection goes through it, now or later
-    try:
-        from byhand import LLM
+    with without_collector():  # what is made here stays: no collection goes through it, now or later
+        try:
+            from byhand import LLM
 
-        llm = LLM(
-            model_name(arguments),
-            dtype=arguments.dtype,
-            device=arguments.device,
-            cache_tokens=arguments.cache_tokens,
-            threads=arguments.threads,
-            revision=arguments.revision,
-            cache_dtype=arguments.cache_dtype,
-            quantize=arguments.quantize,
-            kernels=arguments.kernels,
-            prefill=arguments.prefill,
-            note=talk,
-        )
-    finally:
-        if not gc.get_freeze_count():  # once a process: what a second model finds may be garbage by now
-            gc.freeze()
-        gc.enable()
+            llm = LLM(
+                model_name(arguments),
+                dtype=arguments.dtype,
+                device=arguments.device,
+                cache_tokens=arguments.cache_tokens,
+                threads=arguments.threads,
+                revision=arguments.revision,
+                cache_dtype=arguments.cache_dtype,
+                quantize=arguments.quantize,
+                kernels=arguments.kernels,
+                prefill=arguments.prefill,
+                note=talk,
+            )
+        finally:
+            if not gc.get_freeze_count():  # once a process: what a second model finds may be garbage by now
+                gc.freeze()
     for note in llm.checkpoint.notes:
         talk(note)
     return llm

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from byhand.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import torch
@@ -120,18 +118,6 @@ class Kernels(Protocol):
         """Rotate q and k by the angles if there are any, write k and v into the batch's slots of the cache, then
         `attention` with its options. q and the result are (N, heads · head_dim), k and v (N, kv heads · head_dim).
         """
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Hold the garbage collector off while much is made that stays: it would go through all of it again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 BACKENDS = ("cpu", "reference")

@@ -11,7 +11,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from byhand.kernels import native, reference, without_collector
+from byhand.collector import without_collector
+from byhand.kernels import native, reference
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording
 from byhand.kv_cache import Batch, KVCache
