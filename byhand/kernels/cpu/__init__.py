@@ -15,12 +15,12 @@ from torch import Tensor
 from byhand.errors import BadRequest
 from byhand.kernels import Survey, reference
 from byhand.kernels.cpu import many_rows
-from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
+from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits, needed
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
-from byhand.weights import Weight
+from byhand.weights import FORMATS, Weight
 
 # Rows from which torch's bfloat16 products, which prefill="fast" allows, are faster than ours; its float32 products
 # never were, up to 512 rows (benchmarks/crossover.py).
@@ -57,11 +57,12 @@ class Cpu(Calls):
         self.prefill = prefill
 
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Compile what most models run, unless a run before this one did."""
-        super().prepare(form, cache_dtype)
+        """Compile and load what most models run with weights of this format and this cache."""
+        names = needed(form, FORMATS[cache_dtype])
         if self.prefill == "fast":
             rounded = ("round_rows", "linear_rounded", "gated_rounded")
-            self._compile(("silu_mul_bfloat16", *(rounded if form == "bfloat16" and HAS_PAIR_SUMS else ())))
+            names += ("silu_mul_bfloat16", *(rounded if form == "bfloat16" and HAS_PAIR_SUMS else ()))
+        self._make_ready(names)
 
     # Products.
 

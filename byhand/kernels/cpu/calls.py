@@ -16,7 +16,7 @@ from byhand.kernels import native, reference
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording
 from byhand.kv_cache import Batch, KVCache
-from byhand.weights import FORMATS, Weight
+from byhand.weights import Weight
 
 # Rows of one run from which attention is torch's.
 MANY_QUERIES = 32
@@ -65,9 +65,8 @@ class Calls:
 
     # Kernels and what they work on.
 
-    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Compile what weights of this format and this cache need, unless a run before this one did, and load it."""
-        names = needed(form, FORMATS[cache_dtype])
+    def _make_ready(self, names: Sequence[str]) -> None:
+        """Compile kernels, unless a run before this one did, and load them."""
         self._compile(names)
         with without_collector():
             for name in names:
