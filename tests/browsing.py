@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
+from tests.serving import Running
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MISSING = (
     "the page's tests need a browser, and none was found: install Chromium or Chrome "
@@ -122,6 +124,16 @@ class Reader:
     def candidate(self, index: int) -> Any:
         """One row of the next token's panel."""
         return self.page.locator("#next button.candidate").nth(index)
+
+
+@contextmanager
+def reader_of(server: Running, opened: Browser, **options: Any) -> Iterator[Reader]:
+    """Somebody with a window of their own, in which nothing may go wrong."""
+    context = opened.new_context(**options)
+    one = Reader(context.new_page(), f"http://127.0.0.1:{server.port}")
+    yield one
+    context.close()
+    assert one.faults == []
 
 
 def visible(text: str) -> str:

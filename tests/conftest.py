@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +16,12 @@ import byhand.llm
 from byhand import LLM
 from byhand.kernels import backends
 from tests.checkpoints import CONFIGS, KERNELS, make_checkpoint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.browsing import Reader
+    from tests.serving import Running
 
 torch.set_num_threads(1)
 
@@ -98,3 +106,29 @@ def llm(tiny_folder: Path) -> LLM:
 def embedded() -> LLM:
     """The model that ships."""
     return LLM()
+
+
+# The page: its server, a browser, and somebody before it.
+
+
+@pytest.fixture(scope="module")
+def server(embedded: LLM) -> Iterator[Running]:
+    from tests.serving import served
+
+    yield from served(embedded, may_keep_runs=True)
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Browser]:
+    from tests.browsing import browser
+
+    with browser() as one:
+        yield one
+
+
+@pytest.fixture
+def reader(server: Running, opened: Browser) -> Iterator[Reader]:
+    from tests.browsing import reader_of
+
+    with reader_of(server, opened, viewport={"width": 1440, "height": 1000}) as one:
+        yield one

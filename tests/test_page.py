@@ -14,8 +14,8 @@ from playwright.sync_api import expect
 from byhand import LLM, Record, SamplingParams
 from byhand.sampling.chain import run_chain
 from byhand.sampling.stages import History
-from tests.browsing import Reader, browser, visible
-from tests.serving import Running, serve, until
+from tests.browsing import Reader, visible
+from tests.serving import Running, served, until
 
 PROMPT = "A list of colors: red"
 WEB = Path(__file__).parents[1] / "byhand" / "web"
@@ -23,31 +23,7 @@ WEB = Path(__file__).parents[1] / "byhand" / "web"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    running = serve(LLM())
-    running.worker.opened.result(60)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as one:
-        yield one
-
-
-@pytest.fixture
-def reader(server: Running, opened: Any) -> Iterator[Reader]:
-    context = opened.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    one = Reader(context.new_page(), f"http://127.0.0.1:{server.port}")
-    yield one
-    context.close()
-    assert one.faults == []
-
-
-def generated(server: Running) -> int:
-    """Tokens that the engine has made so far."""
-    numbers = server.get("/metrics").body.decode()
-    return int(float(re.findall(r"^byhand_generated_tokens_total (\S+)", numbers, re.MULTILINE)[0]))
+    yield from served(LLM(), may_keep_runs=True)
 
 
 # It opens on a stored run.
@@ -172,13 +148,13 @@ def test_candidates_show_what_the_chain_did_and_always_add_up(reader: Reader) ->
 def test_sliders_reshape_exactly_without_running_the_model(reader: Reader, server: Running, embedded: LLM) -> None:
     reader.visit().start(PROMPT).greedy()
     reader.step(2)
-    made = generated(server)
+    made = server.generated
     settings = {"temperature": 1.5, "top_k": 5, "min_p": 0.05, "repetition_penalty": 1.3}
     for name, value in settings.items():
         reader.page.locator(f"#set-{name}").fill(str(value))
     expect(reader.page.locator("#next .what-if")).to_contain_text("exact, from this step")
     reader.rest()
-    assert generated(server) == made
+    assert server.generated == made
     ids = reader.ids[:-1]
     logits = embedded.logits(ids)[-1].numpy()
     params = SamplingParams(**settings)  # type: ignore[arg-type]
@@ -281,12 +257,12 @@ def test_pause_really_pauses_the_server(reader: Reader, server: Running) -> None
         reader.rest()
         if reader.tokens[-1] != "</s>":
             break
-    made = generated(server)
+    made = server.generated
     assert 3 < len(reader.tokens) < 2000
     reader.page.wait_for_timeout(300)
-    assert generated(server) == made
+    assert server.generated == made
     reader.step()
-    assert generated(server) == made + 1
+    assert server.generated == made + 1
 
 
 def test_breakpoints_pause_before_the_token(reader: Reader, embedded: LLM) -> None:
@@ -433,16 +409,16 @@ def test_reload_keeps_the_state(reader: Reader, server: Running) -> None:
     reader.page.locator("#token-4").click()
     reader.page.click("#tab-cost")
     tokens, said = reader.tokens, reader.said(7)
-    made = generated(server)
+    made = server.generated
     reader.page.reload()
     expect(reader.page.locator("#branches button")).to_have_count(2)
     reader.rest()
     assert (reader.tokens, reader.said(7)) == (tokens, said)
     expect(reader.page.locator("#tab-cost")).to_have_attribute("aria-selected", "true")
     expect(reader.page.locator("#token-4")).to_have_attribute("aria-selected", "true")
-    assert generated(server) == made
+    assert server.generated == made
     reader.step()
-    assert generated(server) == made + 1
+    assert server.generated == made + 1
 
 
 def test_nothing_is_left_in_the_engine(server: Running, reader: Reader) -> None:

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from byhand import LLM, SamplingParams
-from tests.browsing import Reader, browser, visible
-from tests.serving import Running, serve
+from tests.browsing import Reader, visible
+from tests.serving import Running
 
 PROMPT = "A list of colors: red"
-
-
-@pytest.fixture(scope="module")
-def server(embedded: LLM) -> Iterator[Running]:
-    running = serve(embedded)
-    running.worker.opened.result(60)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as one:
-        yield one
-
-
-@pytest.fixture
-def reader(server: Running, opened: Any) -> Iterator[Reader]:
-    context = opened.new_context(viewport={"width": 1440, "height": 1000})
-    one = Reader(context.new_page(), f"http://127.0.0.1:{server.port}")
-    yield one
-    context.close()
-    assert one.faults == []
-
-
-def generated(server: Running) -> int:
-    """Tokens that the engine has made so far."""
-    numbers = server.get("/metrics").body.decode()
-    return int(float(re.findall(r"^byhand_generated_tokens_total (\S+)", numbers, re.MULTILINE)[0]))
 
 
 # Cards.
@@ -186,13 +156,13 @@ def test_chat_stops_when_it_is_told_to(reader: Reader, server: Running) -> None:
         if reader.tokens[-1] != "</s>":
             break
         page.click("#view-chat")
-    made = generated(server)
+    made = server.generated
     page.wait_for_timeout(300)
-    assert generated(server) == made
+    assert server.generated == made
     # What was written stays, can be looked into, and goes on from there.
     expect(page.locator(".cell.continuation").nth(1)).to_be_attached()
     reader.step()
-    assert generated(server) == made + 1
+    assert server.generated == made + 1
 
 
 # What the page knows, and from where.

@@ -21,27 +21,13 @@ from byhand.engine.worker import Worker
 from byhand.server.guard import Rules
 from byhand.server.life import Server, Settings
 from byhand.server.page_source import lines_of
-from tests.browsing import Reader, browser
+from tests.browsing import Reader, browser, reader_of
 from tests.serving import Running, serve
 
 WEB = Path(__file__).parents[1] / "byhand" / "web"
 LONG = 2000
 BOUND = 50.0  # ms: what the browser calls a long task
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def server(embedded: LLM) -> Iterator[Running]:
-    running = serve(embedded)
-    running.worker.opened.result(60)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as one:
-        yield one
 
 
 def best_median(measure: Callable[[], float], bound: float, count: int = 5) -> float:
@@ -189,16 +175,13 @@ def longest(page: Page) -> float:
 @pytest.fixture
 def long_page(server: Running, opened: Any, long_run: str) -> Iterator[tuple[Page, int]]:
     """The page with that record open, and how many tokens it has."""
-    context = opened.new_context(viewport={"width": 1440, "height": 900})
-    reader = Reader(context.new_page(), f"http://127.0.0.1:{server.port}").visit()
-    reader.page.set_input_files(
-        "#file", {"name": "long.json", "mimeType": "application/json", "buffer": long_run.encode()}
-    )
-    count = LONG + len(json.loads(long_run)["prompt"])
-    expect(reader.page.locator(".cell")).to_have_count(count)
-    yield reader.page, count
-    context.close()
-    assert reader.faults == []
+    with reader_of(server, opened, viewport={"width": 1440, "height": 900}) as reader:
+        reader.visit().page.set_input_files(
+            "#file", {"name": "long.json", "mimeType": "application/json", "buffer": long_run.encode()}
+        )
+        count = LONG + len(json.loads(long_run)["prompt"])
+        expect(reader.page.locator(".cell")).to_have_count(count)
+        yield reader.page, count
 
 
 @pytest.mark.timed
@@ -256,27 +239,26 @@ def serious(page: Page) -> list[str]:
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_accessibility_fault(server: Running, opened: Any, scheme: str, width: int) -> None:
-    context = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
-    reader = Reader(context.new_page(), f"http://127.0.0.1:{server.port}").visit()
-    assert serious(reader.page) == []
-    reader.start("A list of colors: red").step(2)
-    reader.page.keyboard.press("i")
-    reader.page.keyboard.press("Shift+ArrowLeft")
-    for tab in ("tree", "cost", "ending", "wire"):
-        reader.page.click(f"#tab-{tab}")
-        assert serious(reader.page) == [], tab
-    wide = reader.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
-    assert wide <= 0, "the page is wider than the window"
-    reader.page.keyboard.press("?")
-    assert serious(reader.page) == []
-    reader.page.keyboard.press("Escape")
-    reader.page.click("#view-chat")
-    reader.page.fill("#chat-text", "Name a color.")
-    reader.page.keyboard.press("Enter")
-    expect(reader.page.locator("#chat-send")).to_have_text("Send")
-    assert serious(reader.page) == []
-    context.close()
-    assert reader.faults == []
+    window = {"width": width, "height": 900}
+    with reader_of(server, opened, viewport=window, color_scheme=scheme, reduced_motion="reduce") as reader:
+        reader.visit()
+        assert serious(reader.page) == []
+        reader.start("A list of colors: red").step(2)
+        reader.page.keyboard.press("i")
+        reader.page.keyboard.press("Shift+ArrowLeft")
+        for tab in ("tree", "cost", "ending", "wire"):
+            reader.page.click(f"#tab-{tab}")
+            assert serious(reader.page) == [], tab
+        wide = reader.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, "the page is wider than the window"
+        reader.page.keyboard.press("?")
+        assert serious(reader.page) == []
+        reader.page.keyboard.press("Escape")
+        reader.page.click("#view-chat")
+        reader.page.fill("#chat-text", "Name a color.")
+        reader.page.keyboard.press("Enter")
+        expect(reader.page.locator("#chat-send")).to_have_text("Send")
+        assert serious(reader.page) == []
 
 
 def test_nothing_moves_for_who_asks_for_stillness(server: Running, opened: Any) -> None:
