@@ -16,7 +16,7 @@ from byhand.engine.worker import Steered, Worker
 from byhand.errors import NotServing, RecordError
 from byhand.jsonable import step_to_json, usage_to_json
 from byhand.server.live import operate, views
-from byhand.server.live.frames import Frame, FrameError, client_id, error_frame, parse_frame, read_frame
+from byhand.server.live.frames import WITHOUT_RUN, Frame, FrameError, client_id, error_frame, parse_frame, read_frame
 from byhand.server.live.outbox import Outbox
 from byhand.types import Position
 
@@ -106,7 +106,7 @@ class Session:
         """The run that a frame means: a new one, the one it names, the one switched to, or the only one."""
         if frame.op in ("start", "load"):
             return self.add_run()
-        if frame.op in ("tree", "machine", "resume"):
+        if frame.op in WITHOUT_RUN:
             return None
         name = frame.run or self.current or (next(iter(self.runs)) if len(self.runs) == 1 else None)
         if name is None:
