@@ -62,17 +62,19 @@ def step_to_json(step: Step) -> Json:
     }
 
 
-def position_to_json(at: Position) -> Json:
-    """What `read --json` and `/read` print for one position."""
+def prediction_to_json(at: Position) -> Json:
+    """What the model predicts after a position, and what really comes."""
     return {
-        "position": at.position,
-        "id": at.token.id,
-        "text": at.token.text,
         "predicted": candidate_to_json(at.predicted),
         "top": [candidate_to_json(candidate) for candidate in at.top],
         "actual": None if at.actual is None else candidate_to_json(at.actual),
         "entropy": at.entropy,
     }
+
+
+def position_to_json(at: Position) -> Json:
+    """What `read --json` and `/read` print for one position."""
+    return {"position": at.position, "id": at.token.id, "text": at.token.text, **prediction_to_json(at)}
 
 
 def usage_to_json(usage: Usage) -> Json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest
-from byhand.jsonable import candidate_to_json, token_to_json
+from byhand.jsonable import prediction_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
 from byhand.types import Position
 
@@ -46,14 +46,7 @@ def suggested(llm: LLM) -> Json:
 
 def position_view(at: Position) -> Json:
     """A prediction after a prompt position."""
-    return {
-        "position": at.position,
-        "token": token_to_json(at.token),
-        "predicted": candidate_to_json(at.predicted),
-        "top": [candidate_to_json(candidate) for candidate in at.top],
-        "actual": None if at.actual is None else candidate_to_json(at.actual),
-        "entropy": at.entropy,
-    }
+    return {"position": at.position, "token": token_to_json(at.token), **prediction_to_json(at)}
 
 
 def run_view(llm: LLM, run: RunState) -> Json:
