@@ -76,6 +76,14 @@ def rewrite_tensors(folder: Path, change: Any) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
+def to_pickle(folder: Path, change: Any = dict, **options: Any) -> Path:
+    """Replace model.safetensors by a pickle of change(its tensors)."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(change(tensors), folder / "pytorch_model.bin", **options)
+    return folder
+
+
 def rewrite_config(folder: Path, **changes: Any) -> None:
     """Change fields of config.json."""
     config = json.loads((folder / "config.json").read_text())

@@ -147,7 +147,7 @@ def serve(
         listening.set()
 
     options = {} if protocol is None else {"http": protocol}
-    server = Server(worker, name, rules or Rules(), Settings(port=0, **settings), ready, **options)
+    server = Server(worker, name, rules or Rules(), Settings(**{"port": 0, **settings}), ready, **options)
     thread = threading.Thread(target=server.run, name="test server", daemon=True)
     thread.start()
     assert listening.wait(30)

@@ -15,14 +15,7 @@ from byhand.sampling.chain import Choice, choose, run_chain
 from byhand.sampling.look import look
 from byhand.sampling.params import SamplingParams
 from byhand.sampling.stages import History
-from tests.test_stages import ALL_ON
-
-VOCAB = 300
-EOS = 2
-
-
-def random_logits(seed: int, vocab_size: int = VOCAB, scale: float = 3.0) -> torch.Tensor:
-    return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
+from tests.test_stages import ALL_ON, EOS, VOCAB, random_logits
 
 
 def choose_at(logits: torch.Tensor, params: SamplingParams, ids: Sequence[int] = (1, 5), **options: Any) -> Choice:

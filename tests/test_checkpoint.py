@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from byhand import shards as shards_room
 from byhand.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from byhand.convert import convert
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
-from tests.checkpoints import greedy, open_model, random_prompt, rewrite_config, rewrite_tensors, tiny
+from tests.checkpoints import greedy, open_model, random_prompt, rewrite_config, rewrite_tensors, tiny, to_pickle
+from tests.test_house import modules_after
 
 PROMPTS = [random_prompt(128, 9, seed=1), random_prompt(128, 3, seed=2)]
 ROOT = Path(__file__).parents[1]
@@ -188,23 +187,11 @@ def test_identity_sees_both_ends_of_a_file(folder: Path) -> None:
 
 
 def test_opening_loads_no_torch(folder: Path) -> None:
-    code = (
-        "import sys; from byhand.checkpoint import open_checkpoint;"
-        f"open_checkpoint({str(folder)!r});"
-        "print({'torch', 'huggingface_hub', 'transformers'} & sys.modules.keys())"
-    )
-    run = [sys.executable, "-c", code]
-    assert subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "set()\n"
+    loaded = modules_after(f"from byhand.checkpoint import open_checkpoint; open_checkpoint({str(folder)!r})")
+    assert not {"torch", "huggingface_hub", "transformers"} & loaded
 
 
 # ---- convert ------------------------------------------------------------------------------------------------------
-
-
-def to_pickle(folder: Path) -> Path:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin")
-    return folder
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
@@ -237,10 +224,7 @@ def test_convert_leaves_out_what_nobody_reads(tmp_path: Path) -> None:
 
 def test_convert_keeps_one_storage_with_two_untied_names(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "old")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin")
+    to_pickle(folder, lambda held: held | {"lm_head.weight": held["model.embed_tokens.weight"]})
     target = convert(folder, tmp_path / "new")
     assert "lm_head.weight" in load_file(target / "model.safetensors")
     assert greedy(open_model(target), PROMPTS, 8) == greedy(open_model(folder), PROMPTS, 8)

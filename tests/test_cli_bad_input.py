@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from byhand.cli.main import main
 from byhand.cli.views.safe import safe_line
+from tests.checkpoints import rewrite_config
 
 Run = Callable[..., str]
 
@@ -76,17 +77,11 @@ def test_not_a_checkpoint(refuse: Run, tmp_path: Path, model: Path) -> None:
 
 
 def test_unknown_architecture_names_those_we_have(refuse: Run, model: Path) -> None:
-    change_config(model, model_type="mamba")
+    rewrite_config(model, model_type="mamba")
     found = run_on(refuse, model)
     assert "'mamba'" in found
     for name in ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"):
         assert name in found
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    """Change fields of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1000])
@@ -125,7 +120,7 @@ def test_a_tokenizer_that_cannot_be_read(refuse: Run, model: Path) -> None:
 
 
 def test_names_in_a_checkpoint_cannot_speak_to_the_terminal(refuse: Run, model: Path) -> None:
-    change_config(model, model_type="\x1b[31mred\x07")
+    rewrite_config(model, model_type="\x1b[31mred\x07")
     found = run_on(refuse, model)
     assert "\x1b" not in found
     assert safe_line(found.rstrip("\n")) == found.rstrip("\n")

@@ -26,6 +26,7 @@ from byhand.engine.worker import Worker
 from byhand.record import Record
 from byhand.server.live import Live
 from byhand.server.live.session import Session
+from tests.serving import until
 
 PROMPT = "the quick brown fox"
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -59,10 +60,7 @@ class Served:
         return self.worker.stats().pages_used
 
     def soon(self, claim: Callable[[], bool], seconds: float = 5.0) -> bool:
-        end = time.monotonic() + seconds
-        while not claim() and time.monotonic() < end:
-            time.sleep(0.005)
-        return claim()
+        return until(claim, seconds)
 
 
 @contextmanager

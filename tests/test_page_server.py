@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import threading
 from collections.abc import Callable, Iterator
 from gzip import decompress
 from pathlib import Path
@@ -16,10 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from byhand import LLM, SamplingParams
-from byhand.engine.limits import Limits
-from byhand.engine.worker import Worker
 from byhand.server.guard import Rules
-from byhand.server.life import Server, Settings
 from byhand.server.page_source import lines_of
 from tests.browsing import Reader, browser, reader_of
 from tests.serving import Running, serve
@@ -273,18 +269,6 @@ def test_nothing_moves_for_who_asks_for_stillness(server: Running, opened: Any) 
 # Death.
 
 
-def at_port(llm: LLM, port: int) -> Running:
-    """A server at a given port."""
-    worker = Worker(llm, Limits())
-    listening = threading.Event()
-    one = Server(worker, "byhand-tiny", Rules(), Settings(port=port, grace=1.0), lambda _: listening.set())
-    thread = threading.Thread(target=one.run, daemon=True)
-    thread.start()
-    assert listening.wait(30)
-    worker.opened.result(60)
-    return Running(port, worker=worker, server=one, thread=thread)
-
-
 def test_the_servers_death_is_told_and_survived(embedded: LLM, opened: Any) -> None:
     first = serve(embedded, grace=1.0)
     first.worker.opened.result(60)
@@ -297,8 +281,9 @@ def test_the_servers_death_is_told_and_survived(embedded: LLM, opened: Any) -> N
     assert reader.tokens == before
     reader.page.keyboard.press("ArrowRight")
     expect(reader.page.locator("#banner")).to_contain_text("the server is not connected")
-    second = at_port(embedded, first.port)
+    second = serve(embedded, port=first.port, grace=1.0)
     try:
+        second.worker.opened.result(60)
         expect(reader.page.locator("#banner")).to_contain_text("The server was started anew")
         assert reader.tokens == before
         reader.step(2)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from byhand.kv_cache import PAGE_SIZE
 from byhand.pages import PagePool
 from byhand.types import Step
 from tests.conftest import tiny_llama
+from tests.test_house import modules_after
 
 TIE = 1e-4
 
@@ -451,8 +450,5 @@ def test_equal_prompts_of_one_call_are_computed_once(tiny_folder: Path) -> None:
 
 
 def test_the_scheduler_and_the_worker_load_no_torch() -> None:
-    code = (
-        "import sys, byhand.engine.scheduler, byhand.engine.worker, byhand.engine.turns; print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    loaded = modules_after("import byhand.engine.scheduler, byhand.engine.worker, byhand.engine.turns")
+    assert "torch" not in loaded

@@ -29,6 +29,7 @@ from tests.checkpoints import (
     rewrite_config,
     rewrite_tensors,
     tiny,
+    to_pickle,
 )
 
 PROMPTS = [random_prompt(128, 9, seed=1)]
@@ -194,13 +195,6 @@ def shard(folder: Path, save: Callable[[dict[str, torch.Tensor], Path], None], s
     (folder / f"{stem}.{extension}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def to_pickle(folder: Path, **options: Any) -> Path:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin", **options)
-    return folder
-
-
 def test_sharded_equals_single(folder: Path) -> None:
     expected = greedy(open_model(folder), PROMPTS, 8)
     shard(folder, save_file, "model", "safetensors")
@@ -215,10 +209,7 @@ def test_pickles_equal_safetensors(kind: str, folder: Path) -> None:
     if kind == "sharded":
         shard(folder, torch.save, "pytorch_model", "bin")
     elif kind == "parameters":
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        named = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
-        torch.save(named, folder / "pytorch_model.bin")
+        to_pickle(folder, lambda held: {name: torch.nn.Parameter(tensor) for name, tensor in held.items()})
     else:
         to_pickle(folder, _use_new_zipfile_serialization=kind == "zip")
     checkpoint = open_checkpoint(folder)
@@ -231,10 +222,7 @@ def test_pickles_equal_safetensors(kind: str, folder: Path) -> None:
 def test_tied_head_in_a_pickle_is_one_storage(tmp_path: Path) -> None:
     folder = tiny(tmp_path, "opt")
     expected = greedy(open_model(folder), PROMPTS, 8)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin")
+    to_pickle(folder, lambda held: held | {"lm_head.weight": held["model.decoder.embed_tokens.weight"]})
     assert greedy(open_model(folder), PROMPTS, 8) == expected
 
 
