@@ -1,8 +1,8 @@
-"""From how many rows on torch's product beats ours: the figures behind `FAST_ROWS` and `ROUNDED_ROWS` in kernels/cpu.
+"""Our products beside torch's, by rows: the figures behind `MANY_ROWS` and `ROUNDED_ROWS` in kernels/cpu.
 
 Run on a quiet machine: python -m benchmarks.crossover [out] [in]. Bursts of the two take turns; a row of the table
 is the median of their paired ratios (above 1: torch is faster). `exact` is our product in float32, `rounded` the one
-that prefill="fast" has for a few rows.
+that prefill="fast" has.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ratio(kernels: cpu.Cpu, product: Product, rows: int, weight_copies: list[Wei
 def main() -> None:
     """Print the table."""
     out, inner = (int(number) for number in sys.argv[1:3]) if len(sys.argv) > 2 else (2048, 2048)
-    cpu.FAST_ROWS, cpu.ROUNDED_ROWS = sys.maxsize, 1
+    cpu.ROUNDED_ROWS = 1
     kernels = {"exact": cpu.Cpu(), "rounded": cpu.Cpu(prefill="fast")}
     print(f"({out}, {inner}), {kernels['exact'].threads} threads; our time / torch's")
     print("format    ours      torch     " + "".join(f"{rows:>7}" for rows in ROWS))

@@ -3,7 +3,7 @@
     python -m benchmarks.prefill                       # the embedded model
     python -m benchmarks.prefill --checkpoint FOLDER   # another one too, such as those that `byhand bench` makes
 
-"fast" takes bfloat16 products where ROUNDED_ROWS or more rows go through a layer at once (FAST_ROWS by torch), and the
+"fast" takes bfloat16 products where ROUNDED_ROWS or more rows go through a layer at once, and the
 weights are no float32. So the prompts here are longer than that. The head is float32's in both, and so is what is
 decoded: a run that is alone has one row.
 """
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.quality import RESULTS, ROWS, SHARED, Sums
 from byhand import LLM, SamplingParams
-from byhand.kernels.cpu import FAST_ROWS, ROUNDED_ROWS
+from byhand.kernels.cpu import MANY_ROWS, ROUNDED_ROWS
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
 from byhand.verify import DEFAULT_PROMPTS
@@ -109,14 +109,14 @@ def documents(llm: LLM, texts: Sequence[str], tokens: int) -> Iterator[list[int]
         ids = llm.tokenizer.encode(text)[:LENGTH]
         if tokens <= 0:
             return
-        if len(ids) >= 2 * FAST_ROWS:
+        if len(ids) >= 2 * MANY_ROWS:
             tokens -= len(ids)
             yield ids
 
 
 def long_prompts(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
-    """The suite's prompts, each after the beginning of a held-out text: longer than FAST_ROWS."""
-    assert min(BEFORE) > FAST_ROWS
+    """The suite's prompts, each after the beginning of a held-out text: longer than MANY_ROWS."""
+    assert min(BEFORE) > MANY_ROWS
     chosen = random.Random(0).sample([text for text in texts if len(text) > 400], len(DEFAULT_PROMPTS))
     return [
         llm.tokenizer.encode(text)[:length] + llm.tokenizer.encode_continuation("\n" + prompt)

@@ -180,8 +180,8 @@ def test_long_rows_of_weights_are_gone_through_in_pieces(form: str, rows: int) -
 
 @pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
 @pytest.mark.parametrize("rows", [48, 61])
-@pytest.mark.parametrize(("out", "inner"), [(30, 64), (37, 37), (200, 1030)])
-def test_many_rows_turn_the_weights(form: str, rows: int, out: int, inner: int) -> None:
+@pytest.mark.parametrize(("out", "inner"), [(30, 64), (37, 37), (200, 1030), (37, 64), (200, 1088)])
+def test_many_rows_turn_the_weights_that_are_whole_pieces(form: str, rows: int, out: int, inner: int) -> None:
     matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(rows))
     weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
     x, bias, residual = torch.randn(rows, inner), torch.randn(out), torch.randn(rows, out)
@@ -205,6 +205,41 @@ def test_fast_rounds_the_activations_of_a_few_rows_and_sums_in_float32(rows: int
     assert (found - truth).abs().max() <= 4e-6 * truth.abs().max()
 
 
+@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("rows", [48, 61, 525])
+@pytest.mark.parametrize(("out", "inner"), [(32, 64), (37, 1088)])
+def test_fast_rounds_many_rows_and_the_weights_and_sums_in_float32(form: str, rows: int, out: int, inner: int) -> None:
+    def made(seed: int) -> Weight:
+        matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(seed)) / 8
+        return quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.double() if form == "float32" else x.bfloat16().double()
+
+    def product(weight: Weight, bias: torch.Tensor) -> torch.Tensor:
+        return rounded(x) @ rounded(reference.ROWS[form](weight, slice(0, out))).T + bias
+
+    gate, up = map(made, (1, 2))
+    x, bias, other, residual = torch.randn(rows, inner), torch.randn(out), torch.randn(out), torch.randn(rows, out)
+    kernels = Cpu(prefill="fast")
+    near = 5e-6 if HAS_PAIR_SUMS or form == "float32" else 2e-2  # torch's product, elsewhere, rounds the result too
+    truth = product(gate, bias) + residual
+    assert (kernels.linear(x, gate, bias, residual) - truth).abs().max() <= near * truth.abs().max()
+    truth = torch.nn.functional.silu(product(gate, bias)) * product(up, other)
+    assert (kernels.gated(x, gate, up, bias, other) - truth).abs().max() <= near * truth.abs().max()
+
+
+@pytest.mark.parametrize("rows", [48, 530])
+def test_three_matrices_share_their_rows(rows: int) -> None:
+    weights = [Weight.of(torch.randn(out, 96)) for out in (64, 37, 100)]
+    x, biases = torch.randn(rows, 96), [torch.randn(64), None, torch.randn(100)]
+    for found, weight, bias in zip(Cpu().linears(x, weights, biases), weights, biases, strict=True):
+        truth = torch.nn.functional.linear(
+            x.double(), weight.tensors[0].double(), bias if bias is None else bias.double()
+        )
+        assert (found - truth).abs().max() <= 2e-6 * truth.abs().max()
+
+
 @pytest.mark.parametrize("form", ["bfloat16", *QUANTIZED])
 def test_fast_stays_near(form: str) -> None:
     def made(seed: int) -> Weight:
@@ -214,6 +249,5 @@ def test_fast_stays_near(form: str) -> None:
     x, (gate, up) = torch.randn(70, 64), map(made, (1, 2))
     truth = reference.gated(x, gate, up)
     found = Cpu(prefill="fast").gated(x, gate, up)
-    assert found.dtype == torch.bfloat16
     assert 1e-4 * truth.abs().max() <= (found - truth).abs().max() <= 2e-2 * truth.abs().max()
     assert (Cpu().gated(x, gate, up) - truth).abs().max() <= 2e-6 * truth.abs().max()

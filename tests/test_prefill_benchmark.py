@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.prefill import Places, documents, greedy_runs, logits_of
 from byhand.checkpoint import open_checkpoint
-from byhand.kernels.cpu import FAST_ROWS, Cpu
+from byhand.kernels.cpu import MANY_ROWS, Cpu
 from byhand.models import Model, build
 from tests.checkpoints import logits_of as truth_of
 from tests.checkpoints import random_prompt, tiny
@@ -25,14 +25,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 
 
 def test_logits_are_those_of_a_run(models: dict[str, Model]) -> None:
-    ids = random_prompt(128, 3 * FAST_ROWS, seed=1)
+    ids = random_prompt(128, 3 * MANY_ROWS, seed=1)
     blocks = list(logits_of(models["exact"], ids))
-    assert max(map(len, blocks)) < FAST_ROWS
+    assert max(map(len, blocks)) < MANY_ROWS
     torch.testing.assert_close(torch.cat(blocks), truth_of(models["exact"], ids), rtol=1e-5, atol=1e-4)
 
 
 def test_the_same_way_twice_differs_nowhere_and_fast_differs_a_little(models: dict[str, Model]) -> None:
-    ids = random_prompt(128, 3 * FAST_ROWS, seed=2)
+    ids = random_prompt(128, 3 * MANY_ROWS, seed=2)
     same, other = Places(), Places()
     same.add({"exact": models["exact"], "fast": models["exact"]}, ids)
     other.add(models, ids)
@@ -71,6 +71,6 @@ def test_greedy_runs_are_counted_up_to_where_they_part() -> None:
 
 def test_documents_are_long_enough_for_the_fast_way(tmp_path: Path) -> None:
     llm: Any = SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text: [ord(letter) for letter in text]))
-    texts = ["short", "a" * 2 * FAST_ROWS, "b" * 10_000, "c" * 10_000]
-    found = list(documents(llm, texts, tokens=3 * FAST_ROWS))
-    assert [len(ids) for ids in found] == [2 * FAST_ROWS, 512]
+    texts = ["short", "a" * 2 * MANY_ROWS, "b" * 10_000, "c" * 10_000]
+    found = list(documents(llm, texts, tokens=3 * MANY_ROWS))
+    assert [len(ids) for ids in found] == [2 * MANY_ROWS, 512]

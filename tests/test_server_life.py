@@ -142,7 +142,7 @@ def test_two_thousand_clients_that_hang_up_leave_nothing(server: Running) -> Non
 def test_a_hang_up_frees_the_run_within_a_step(server: Running) -> None:
     connection = server.opened("/v1/completions", {**LONG, "n": 4, "stream": True})
     assert connection.recv(1000)
-    assert server.worker.stats().pages_used > 0
+    assert until(lambda: server.worker.stats().pages_used > 0)  # the answer's head may come before
     connection.close()
     assert until(lambda: server.is_empty, 1.0), server.worker.stats()
 

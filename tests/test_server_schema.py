@@ -39,6 +39,9 @@ def run(server: Running, folder: Path, examples: int, phases: str, seed: int = 1
             *("--phases", phases),
             *("--max-examples", str(examples)),
             *("--seed", str(seed)),
+            # 66 texts of full length may be asked for at once.
+            *("--request-timeout", "60"),
+            *("--max-response-time", "60"),
             *("--checks", "all"),
             *("--mode", "all"),
             *("--suppress-health-check", "all"),

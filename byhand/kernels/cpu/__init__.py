@@ -1,7 +1,8 @@
-"""The kernels for a processor: for few rows, Numba's that run at the memory's speed; for many rows, torch's products.
+"""The kernels for a processor: Numba's, at the memory's speed for few rows and at the multipliers' for many.
 
-The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to whoever is faster at
-its size. How a call is made, and how a whole block becomes one, is in calls.py and recording.py.
+The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to what is fastest at
+its size: the kernel for few rows or for many, or torch's product. How a call is made, and how a whole block becomes
+one, is in calls.py and recording.py.
 """
 
 from __future__ import annotations
@@ -15,22 +16,33 @@ from torch import Tensor
 from byhand.errors import BadRequest
 from byhand.kernels import Survey, reference
 from byhand.kernels.cpu import many_rows
-from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits, needed
+from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits, many_of, needed, needed_by_long_prompts
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
+from byhand.kernels.native.panels import WIDE, packed_size
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
-# Rows from which torch's bfloat16 products, which prefill="fast" allows, are faster than ours; its float32 products
-# never were, up to 512 rows (benchmarks/crossover.py).
-FAST_ROWS = 64
-# Rows from which prefill="fast" rounds activations to bfloat16 for kernels of ours.
+# Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for
+# weights of any format but float32 (benchmarks/crossover.py).
+MANY_ROWS = 48
+# Rows from which prefill="fast" rounds them for weights in bfloat16.
 ROUNDED_ROWS = 4
 # Rows from which torch is faster on a weight that is stored in columns.
 COLUMN_ROWS = 32
 # The best so many are found in the same reading of the logits.
 MANY_BEST = 64
+
+
+def are_turned(matrices: Sequence[Matrix], rows: int) -> bool:
+    """Whether matrices are turned for so many rows: all of them must be whole pieces."""
+    return rows >= MANY_ROWS and all(matrix.inner % WIDE == 0 and matrix.out >= WIDE for matrix in matrices)
+
+
+def tiles_of(matrix: Matrix) -> int:
+    """Of how many tiles its result for many rows is made."""
+    return -(-matrix.out // WIDE)
 
 
 class Cpu(Calls):
@@ -57,25 +69,20 @@ class Cpu(Calls):
         self.prefill = prefill
 
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Compile and load what most models run with weights of this format and this cache."""
-        names = needed(form, FORMATS[cache_dtype])
-        if self.prefill == "fast":
-            rounded = ("round_rows", "linear_rounded", "gated_rounded")
-            names += ("silu_mul_bfloat16", *(rounded if form == "bfloat16" and HAS_PAIR_SUMS else ()))
-        self._make_ready(names)
+        """Compile what most models run with weights of this format and this cache, and load what short prompts need."""
+        rounded = self.prefill == "fast" and HAS_PAIR_SUMS and form != "float32"
+        self._make_ready(needed(form, FORMATS[cache_dtype]), needed_by_long_prompts(form, rounded=rounded))
 
     # Products.
 
     def _is_for_torch(self, matrix: Matrix, rows: int) -> bool:
-        if matrix.stored_in_columns and rows >= COLUMN_ROWS:
-            return True
-        return self._is_fast(matrix, rows)
+        if matrix.stored_in_columns:
+            return rows >= COLUMN_ROWS
+        return not HAS_PAIR_SUMS and self._is_fast(matrix, rows)
 
     def _is_fast(self, matrix: Matrix, rows: int) -> bool:
-        return self.prefill == "fast" and rows >= FAST_ROWS and matrix.format != "float32"
-
-    def _is_rounded(self, matrix: Matrix, rows: int) -> bool:
-        return self.prefill == "fast" and rows >= ROUNDED_ROWS and HAS_PAIR_SUMS and matrix.format == "bfloat16"
+        fewest = ROUNDED_ROWS if matrix.format == "bfloat16" and HAS_PAIR_SUMS else MANY_ROWS
+        return self.prefill == "fast" and rows >= fewest and matrix.format != "float32"
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
@@ -99,34 +106,50 @@ class Cpu(Calls):
             or len(matrices) > 3
             or any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices)
         ):
-            if all(self._is_fast(matrix, rows) for matrix in matrices):
-                x = x.bfloat16()
             return tuple(self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         outs = tuple([self._empty(rows, matrix.out) for matrix in matrices])
         self._linears(x, list(zip(matrices, biases, outs, strict=True)), None)
         return outs
 
     def _linears(self, x: Tensor, parts: list[tuple[Matrix, Tensor | None, Tensor]], residual: Tensor | None) -> None:
-        rows, inner = x.shape[0], parts[0][0].inner
-        form, x, row_bytes = self._activations(x, parts[0][0])
+        rows, first = x.shape[0], parts[0][0]
         if residual is not None:
             residual = residual.contiguous()
             self._read(residual)
         arguments: list[int] = []
-        outs = 0
-        for part, bias, y in parts:
-            arguments += (part.numbers, part.scales, part.out, address(bias), y.data_ptr())
-            outs += part.out
+        for matrix, bias, y in parts:
+            arguments += (matrix.numbers, matrix.scales, matrix.out, address(bias), y.data_ptr())
         arguments += [0] * (15 - len(arguments))
-        threads = self._threads_for(rows * inner * outs)
-        self._run(f"linear_{form}", threads, x.data_ptr(), row_bytes, rows, inner, address(residual), *arguments)
+        matrices = [matrix for matrix, _, _ in parts]
+        if are_turned(matrices, rows):
+            rounded, packed = self._packed(x, first)
+            shares, numbers = sum(map(tiles_of, matrices)), (packed, rows, first.inner, address(residual), *arguments)
+            self._run(many_of(first.format, rounded=rounded)[0], self.threads, *numbers, shares=shares)
+            return
+        form, x, row_bytes = self._activations(x, first)
+        threads = self._threads_for(rows * first.inner * sum(matrix.out for matrix in matrices))
+        numbers = (x.data_ptr(), row_bytes, rows, first.inner, address(residual), *arguments)
+        self._run(f"linear_{form}", threads, *numbers)
 
-    def _activations(self, x: Tensor, matrix: Matrix) -> tuple[str, Tensor, int]:
-        """What a product reads x as: the name its kernels have for it, the memory, and bytes from row to row."""
+    def _packed(self, x: Tensor, matrix: Matrix) -> tuple[bool, int]:
+        """What a product for many rows reads x as: whether it is rounded, and where it lies."""
         rows, inner = x.shape[0], matrix.inner
         x = self._padded(x, matrix)
         self._read(x)
-        if not self._is_rounded(matrix, rows):
+        rounded = self._is_fast(matrix, rows)
+        packed = self._scratch(packed_size(rows, inner, 2 if rounded else 1))
+        name = "pack_bfloat16" if rounded else "pack_float32"
+        self._run(name, self._threads_for(rows * inner), x.data_ptr(), packed, rows, inner)
+        return rounded, packed
+
+    def _activations(self, x: Tensor, matrix: Matrix) -> tuple[str, Tensor, int]:
+        """What a product for few rows reads x as: the name its kernels have for it, the memory, and bytes from row to
+        row.
+        """
+        rows, inner = x.shape[0], matrix.inner
+        x = self._padded(x, matrix)
+        self._read(x)
+        if not self._is_fast(matrix, rows) or matrix.format != "bfloat16":
             return matrix.format, x, 4 * inner
         count = rows * inner
         rounded = self._empty((count + 1) // 2)  # two in the place of one
@@ -164,11 +187,19 @@ class Cpu(Calls):
             or first.stored_in_columns
             or second.stored_in_columns
         ):
-            if self._is_fast(first, rows) and self._is_fast(second, rows):
-                return self._gated_fast(x, gate, up, gate_bias, up_bias)
             return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
-        form, x, row_bytes = self._activations(x, first)
         y = self._empty(rows, first.out)
+        if are_turned([first, second], rows):
+            rounded, packed = self._packed(x, first)
+            weights = [
+                number
+                for matrix, bias in ((first, gate_bias), (second, up_bias))
+                for number in (matrix.numbers, matrix.scales, address(bias))
+            ]
+            numbers = (packed, rows, first.inner, first.out, *weights, y.data_ptr())
+            self._run(many_of(first.format, rounded=rounded)[1], self.threads, *numbers, shares=tiles_of(first))
+            return y
+        form, x, row_bytes = self._activations(x, first)
         self._run(
             f"gated_{form}",
             self._threads_for(rows * first.inner * first.out),
@@ -176,15 +207,6 @@ class Cpu(Calls):
             *(first.numbers, first.scales, address(gate_bias), self._scratch(rows * first.out)),
             *(second.numbers, second.scales, address(up_bias), y.data_ptr()),
         )
-        return y
-
-    def _gated_fast(
-        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None, up_bias: Tensor | None
-    ) -> Tensor:
-        """`gated` by bfloat16 products, for another one: (N, out) bfloat16."""
-        x = x.bfloat16()
-        curved, y = many_rows.in_bfloat16(x, gate, gate_bias), many_rows.in_bfloat16(x, up, up_bias)
-        self._run("silu_mul_bfloat16", self.threads, curved.data_ptr(), y.data_ptr(), y.data_ptr(), y.numel())
         return y
 
     def _many_rows(self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:

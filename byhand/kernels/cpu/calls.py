@@ -44,6 +44,18 @@ def needed(form: str, cached: str) -> tuple[str, ...]:
     return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
 
 
+def needed_by_long_prompts(form: str, *, rounded: bool) -> tuple[str, ...]:
+    """The further ones for many rows; rounded: to bfloat16, few rows too where the weights are bfloat16."""
+    many = ("pack_bfloat16" if rounded else "pack_float32", *many_of(form, rounded=rounded))
+    return (*many, "round_rows", "linear_rounded", "gated_rounded") if rounded and form == "bfloat16" else many
+
+
+def many_of(form: str, *, rounded: bool) -> tuple[str, str]:
+    """The names of `linear` and `gated` for many rows."""
+    label = f"rounded_{form}" if rounded else form
+    return f"linear_many_{label}", f"gated_many_{label}"
+
+
 class Calls:
     """What the backend's products, norms and attention are called with."""
 
@@ -65,9 +77,9 @@ class Calls:
 
     # Kernels and what they work on.
 
-    def _make_ready(self, names: Sequence[str]) -> None:
-        """Compile kernels, unless a run before this one did, and load them."""
-        self._compile(names)
+    def _make_ready(self, names: Sequence[str], others: Sequence[str]) -> None:
+        """Compile kernels, unless a run before this one did, and load the first of them, which every run needs."""
+        self._compile((*names, *others))
         with without_collector():
             for name in names:
                 self._place_of(name)
@@ -98,16 +110,17 @@ class Calls:
         with _ONE_AT_A_TIME:
             self._run_list(at, count, threads)
 
-    def _run(self, names: str | Sequence[str], threads: int, *numbers: int) -> None:
-        """Run kernels one after another over one table of arguments, in so many shares each."""
-        table = array("q", (threads, *numbers))
+    def _run(self, names: str | Sequence[str], threads: int, *numbers: int, shares: int = 0) -> None:
+        """Run kernels one after another over one table of arguments, in so many shares each, else one for a thread."""
+        shares = shares or threads
+        table = array("q", (shares, *numbers))
         entries = array("q")
         names = (names,) if isinstance(names, str) else names
         for name in names:
             place = self._place_of(name)
-            entries.extend((place, table.buffer_info()[0], threads, 0, 0))
+            entries.extend((place, table.buffer_info()[0], shares, 0, 0))
             if self._recording is not None:
-                self._recording.add(name, place, table)
+                self._recording.add(name, place, table, threads)
         self._start(entries.buffer_info()[0], len(names), threads)
 
     def _matrix(self, weight: Weight) -> Matrix:

@@ -1,4 +1,4 @@
-"""What torch does when there are many rows: products in bfloat16, where they are allowed."""
+"""Products in bfloat16 by torch, where they are allowed and a processor or a weight's order has no kernel of ours."""
 
 from __future__ import annotations
 

@@ -77,12 +77,12 @@ class Recording:
         if x.data_ptr() != self.x.data_ptr() and not self.arena.holds(x):
             self.is_whole = False
 
-    def add(self, name: str, place: int, table: array[int]) -> None:
+    def add(self, name: str, place: int, table: array[int], threads: int) -> None:
         """Note a call."""
         self.names.append(name)
         self.entries.extend((place, table.buffer_info()[0], table[0], 0, 0))
         self.kept.append(table)
-        self.threads = max(self.threads, table[0])
+        self.threads = max(self.threads, threads)
 
 
 class Block:

@@ -1,6 +1,7 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
-Read in this order: llvm and vectors (registers), tiles (formats), products, rows, attention, chunks (the arithmetic),
+Read in this order: llvm and vectors (registers), tiles (formats), products, panels, rows, attention, chunks (the
+arithmetic),
 team (who runs it), compiled (when it is compiled).
 """
 
@@ -14,7 +15,7 @@ from subprocess import DEVNULL, Popen
 from typing import Any
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import chunks, products, rows, survey, team, tiles, vectors
+from byhand.kernels.native import chunks, panels, products, rows, survey, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -23,8 +24,9 @@ FORMATS = (*FLOATS, "int8", "int4")
 
 _PRODUCTS = [
     products.add_tails, products.multiply_one, products.multiply_eight, products.multiply_few, products.multiply_rows,
-    products.multiply_panel, products.multiply_many, products.share_of, products.linear, products.gated,
+    products.share_of, products.linear, products.gated,
 ]  # fmt: skip
+_PANELS = [panels.mix_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
 
 
 def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
@@ -49,7 +51,6 @@ def _products(name: str) -> list[Kernel]:
         "BYTES": vectors.SIZES.get(name, 1),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
-        "turn": tiles.turning(form, products.WIDE),
         "unpack": tiles.unpacking(form),
     }
     scope = specialise(templates, names, name)
@@ -63,6 +64,29 @@ def _rounded_products() -> list[Kernel]:
     names = {**_tiles(tiles.PAIRS, 2), "BYTES": 2, "X_BYTES": 2, "one": one, "one_x": one}
     scope = specialise(_PRODUCTS, names, "rounded")
     return [Kernel(scope[kernel].py_func) for kernel in ("linear", "gated")]
+
+
+def _many(name: str, *, rounded: bool = False) -> list[Kernel]:
+    """linear and gated for many rows: of weights in a format, with activations in float32 or rounded to bfloat16."""
+    form = tiles.FORMATS[name]
+    turn = tiles.turning(form, early=panels.WIDE, pairs=rounded)
+    if rounded and name == "bfloat16":  # pairs as they are, moved like float32
+        form, turn = tiles.PAIRS, tiles.turning(tiles.FORMATS["float32"], early=panels.WIDE)
+    names = {"BLOCK": form.block, "BLOCK_BYTES": form.block_bytes, "SCALE_BYTES": form.scale_bytes, "turn": turn}
+    if rounded:
+        names["STEP"] = 2
+        names |= {f"mix_{count}": tiles.mixture(tiles.PAIRS, rows, 2) for count, rows in panels.MIXTURES.items()}
+    scope = specialise(_PANELS, names, f"rounded_{name}" if rounded else name)
+    return [Kernel(scope[kernel].py_func) for kernel in ("linear_many", "gated_many")]
+
+
+def _many_rounded(name: str) -> list[Kernel]:
+    return _many(name, rounded=True)
+
+
+def _packing(name: str) -> list[Kernel]:
+    scope = specialise([panels.pack], {"STEP": 4 // vectors.SIZES[name], "put_some": vectors.STORES[name]}, name)
+    return [Kernel(scope["pack"].py_func)]
 
 
 def _attention(name: str) -> list[Kernel]:
@@ -102,7 +126,7 @@ def _curve(name: str) -> list[Kernel]:
 
 
 def _rest() -> list[Kernel]:
-    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.silu_mul_bfloat16, rows.round_rows, survey.survey)
+    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.round_rows, survey.survey)
     run_list = Kernel(team.run_list, "void(int64, int64, int64)", parallel=True)
     return [*map(Kernel, (*small, attention_page.gather_rows)), run_list]
 
@@ -114,10 +138,13 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"{kind}_{form}": (_products, form) for kind in ("linear", "gated", "embedding") for form in FORMATS},
         **{f"linear_columns_{form}": (_products, form) for form in FLOATS},
         **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", "gated")},
+        **{f"{kind}_many_{form}": (_many, form) for kind in ("linear", "gated") for form in FORMATS},
+        **{f"{kind}_many_rounded_{form}": (_many_rounded, form) for kind in ("linear", "gated") for form in FORMATS},
+        **{f"pack_{form}": (_packing, form) for form in ("float32", "bfloat16")},
         **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
         **{f"attend_many_{form}": (_chunks, form) for form in FLOATS},
         **{f"curve_{name}": (_curve, name) for name in vectors.CURVES},
-        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "silu_mul_bfloat16", "round_rows", "survey"), (_rest,)),
+        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "survey"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
     }
 

@@ -9,9 +9,11 @@ A template, made for each dtype of the cache; numbers are addresses and counts a
 
 from __future__ import annotations
 
+from byhand.kernels.native import panels
 from byhand.kernels.native.attention import MINUS_INFINITY, PAGE, fill, scale_into, shape_scores
-from byhand.kernels.native.compiled import inlined
+from byhand.kernels.native.compiled import inlined, specialise
 from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.panels import MIXTURES, WIDE
 from byhand.kernels.native.tiles import FORMATS, mixture, turning, unpacking
 from byhand.kernels.native.vectors import (
     argument,
@@ -38,8 +40,9 @@ turn, unpack = turning(FORMATS["float32"]), unpacking(FORMATS["float32"])
 
 KEYS = 4 * PAGE  # keys of a block
 ROWS = 48  # rows times heads of a block, at most
-mix_twelve, mix_four, mix_one = (mixture(FORMATS["float32"], rows, 2) for rows in (12, 4, 1))
-narrow_four, narrow_one = mixture(FORMATS["float32"], 4, 1), mixture(FORMATS["float32"], 1, 1)
+NARROW = {f"mix_{name}": mixture(FORMATS["float32"], rows, 1) for name, rows in MIXTURES.items()}
+mix_rows = inlined(panels.mix_rows)
+mix_narrow = specialise([panels.mix_rows], NARROW, "narrow")["mix_rows"]  # panels of one vector
 
 
 def many_numbers(group: int, head_dim: int) -> int:
@@ -53,31 +56,11 @@ def many_numbers(group: int, head_dim: int) -> int:
 def multiply_into(sums, sums_stride, weights, stride, rows, values, width, count):
     """sums (rows, width) += weights (rows, count) times values (count, width), the width whole vectors."""
     stay_apart()
-    wide = width // 32 * 32
-    for at in range(0, wide, 32):
-        row = 0
-        while row + 12 <= rows:
-            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
-            mix_twelve(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
-            row += 12
-        while row + 4 <= rows:
-            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
-            mix_four(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
-            row += 4
-        while row < rows:
-            here, by = sums + row * sums_stride + 4 * at, weights + row * stride
-            mix_one(here, sums_stride, by, stride, values + 4 * at, 4 * width, 0, count)
-            row += 1
+    wide = width // WIDE * WIDE
+    for at in range(0, wide, WIDE):
+        mix_rows(sums + 4 * at, sums_stride, weights, stride, rows, values + 4 * at, 4 * width, count)
     if wide < width:
-        row = 0
-        while row + 4 <= rows:
-            here, by = sums + row * sums_stride + 4 * wide, weights + row * stride
-            narrow_four(here, sums_stride, by, stride, values + 4 * wide, 4 * width, 0, count)
-            row += 4
-        while row < rows:
-            here, by = sums + row * sums_stride + 4 * wide, weights + row * stride
-            narrow_one(here, sums_stride, by, stride, values + 4 * wide, 4 * width, 0, count)
-            row += 1
+        mix_narrow(sums + 4 * wide, sums_stride, weights, stride, rows, values + 4 * wide, 4 * width, count)
 
 
 def take_page(keys, values, stride, keys_here, values_here, count, head_dim, width):

@@ -7,6 +7,7 @@ reading needs no alignment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -122,6 +123,27 @@ def add_pairs(builder: Any, a: Any, b: Any, sums: Any) -> Any:
     for half in (upper_half, lower_half):
         sums = fma(builder, half(builder, a), half(builder, b), sums)
     return sums
+
+
+def to_bfloat16(builder: Any, value: Any, kind: Any, constant: Callable[[int], Any]) -> Any:
+    """A float32's bits as a bfloat16's, in the lower half of an integer of this kind."""
+    # Round to nearest, ties to even, as torch does; a NaN keeps its upper half and is made a quiet one.
+    bits = builder.bitcast(value, kind)
+    upper = builder.lshr(bits, constant(16))
+    rounded = builder.add(bits, builder.add(builder.and_(upper, constant(1)), constant(0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(is_nan, builder.or_(upper, constant(64)), builder.lshr(rounded, constant(16)))
+
+
+def lanes_to_bfloat16(builder: Any, value: Any) -> Any:
+    """The same in each lane."""
+    return to_bfloat16(builder, value, INTS, lambda number: all_lanes(I32, number))
+
+
+def rounded_pairs(builder: Any, first: Any, second: Any) -> Any:
+    """Two vectors rounded to bfloat16: the first's numbers in the lower halves of the lanes, the second's above."""
+    upper = builder.shl(lanes_to_bfloat16(builder, second), all_lanes(I32, 16))
+    return builder.or_(lanes_to_bfloat16(builder, first), upper)
 
 
 def lower_half(builder: Any, pairs: Any) -> Any:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.tiles import FORMATS, mixture, tile, turning, unpacking
+from byhand.kernels.native.tiles import FORMATS, tile, unpacking
 from byhand.kernels.native.vectors import (
     argument,
     fma,
     highest,
     integer,
     load_float32,
-    on_stack,
     one_float32,
     put,
     silu,
@@ -33,12 +32,6 @@ unpack = unpacking(FORMATS["float32"])
 four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
 two_by_eight = tile(FORMATS["float32"], 2, 8)
 
-mix_twelve, mix_four, mix_one = (mixture(FORMATS["float32"], rows, 2) for rows in (12, 4, 1))
-turn = turning(FORMATS["float32"], 2 * LANES)
-
-# Rows from which weights are turned first, so many at a time, so many of their numbers at a time.
-MANY, WIDE, DEEP = 48, 2 * LANES, 256
-panel_on_stack = on_stack(4 * WIDE * DEEP)
 # Bytes of weights that are kept near while many rows pass by: a part of the second cache.
 KEPT = 2**17
 # Numbers of a row of weights that are gone through before the next rows of weights, when many rows pass by.
@@ -176,57 +169,11 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
 
 
-def multiply_panel(weights, scales, blocks, stride, scale_stride, x, x_stride, rows, y, y_stride):
-    """y (rows, WIDE) += x (rows, inner) times WIDE rows of weights, which are turned once for all rows."""
-    stay_apart()
-    panel = panel_on_stack()
-    for begin in range(0, blocks, DEEP // BLOCK):
-        count = min(DEEP // BLOCK, blocks - begin)
-        for part in range(0, WIDE, LANES):
-            w, s = weights + part * stride + begin * BLOCK_BYTES, scales + part * scale_stride + begin * SCALE_BYTES
-            for block in range(count):
-                place = panel + 4 * (block * BLOCK * WIDE + part)
-                turn(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, place, 4 * WIDE)
-        here, row = x + 4 * begin * BLOCK, 0
-        while row + 12 <= rows:
-            mix_twelve(
-                y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK
-            )  # fmt: skip
-            row += 12
-        while row + 4 <= rows:
-            mix_four(y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK)
-            row += 4
-        while row < rows:
-            mix_one(y + row * y_stride, y_stride, here + row * x_stride, x_stride, panel, 4 * WIDE, 0, count * BLOCK)
-            row += 1
-
-
-def multiply_many(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
-    """`multiply_rows` for so many rows that turning the weights pays; gives the first output that is left."""
-    stay_apart()
-    blocks = inner // BLOCK
-    stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
-    scale_stride, whole = SCALE_BYTES * blocks, start + (stop - start) // WIDE * WIDE
-    for column in range(start, whole, WIDE):
-        place = y + 4 * column
-        for row in range(rows):
-            for at in range(0, WIDE, LANES):
-                store(place + row * y_stride + 4 * at, spread(0.0))
-        w, s = weights + column * stride, scales + column * scale_stride
-        multiply_panel(w, s, blocks, stride, scale_stride, x, x_stride, rows, place, y_stride)
-    if not SCALE_BYTES and blocks * BLOCK != inner:
-        add_tails(weights, blocks * BLOCK, start, whole, inner, x, x_stride, rows, y, y_stride)
-    return whole
-
-
 def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, start, stop):
     """The part of one matrix's outputs that lies in start:stop."""
     start, stop = max(start, 0), min(stop, out)
     if start < stop:
-        first = start
-        if X_BYTES == 4 and rows >= MANY:
-            first = multiply_many(weights, scales, start, stop, inner, x, x_stride, rows, y, 4 * out)
-        multiply_rows(weights, scales, first, stop, inner, x, x_stride, rows, y, 4 * out)
+        multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, 4 * out)
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 

@@ -15,9 +15,7 @@ from byhand.kernels.native.vectors import (
     fma,
     fraction,
     highest,
-    load_bfloat16,
     load_float32,
-    one_bfloat16,
     one_float32,
     put,
     put_bfloat16,
@@ -121,19 +119,6 @@ def silu_mul(at, share):
     y, count = argument(at, 3), argument(at, 4)
     start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
     gate_into(y + 4 * start, gate + 4 * start, up + 4 * start, stop - start)
-
-
-def silu_mul_bfloat16(at, share):
-    """The same, all in bfloat16."""
-    shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
-    y, count = argument(at, 3), argument(at, 4)
-    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
-    whole = start + (stop - start) // LANES * LANES
-    for place in range(start, whole, LANES):
-        store_bfloat16(y + 2 * place, silu(load_bfloat16(gate + 2 * place)) * load_bfloat16(up + 2 * place))
-    for place in range(whole, stop):
-        value = silu(spread(one_bfloat16(gate + 2 * place))) * spread(one_bfloat16(up + 2 * place))
-        put_bfloat16(y + 2 * place, highest(value))
 
 
 def round_rows(at, share):

@@ -222,7 +222,7 @@ class _PairTile(_Tile):
                 builder.store(llvm.add_pairs(builder, values, activations, builder.load(total)), total)
 
 
-PAIRS = Format(32, LINE, lambda builder, address: [])
+PAIRS = Format(32, LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
 
 
 def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
@@ -276,6 +276,7 @@ def _write_turning(
     builder: Any,
     form: Format,
     early: int,
+    pairs: bool,
     weights: Any,
     stride: Any,
     scales: Any,
@@ -294,16 +295,18 @@ def _write_turning(
             rows.append(form.load_numbers(builder, place, line))
         else:
             rows.append(form.load(builder, place))
-    for part in range(form.block // LANES):
-        for lane, value in enumerate(llvm.turned(builder, [row[part] for row in rows])):
-            at = builder.add(out, builder.mul(out_stride, llvm.I64(part * LANES + lane)))
-            builder.store(value, builder.inttoptr(at, llvm.FLOATS.as_pointer()), align=4)
+    columns = [column for part in zip(*rows, strict=True) for column in llvm.turned(builder, list(part))]
+    if pairs:
+        columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
+    for number, value in enumerate(columns):
+        at = builder.add(out, builder.mul(out_stride, llvm.I64(number)))
+        builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
 
 
-def turning(form: Format, early: int = 0) -> Any:
+def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
     """An intrinsic: a block of each of sixteen rows of weights, turned: a number of all rows side by side in float32.
 
-    early: ask for the rows that lie so many further on.
+    early: ask for the rows that lie so many further on. pairs: two numbers of all rows side by side, in bfloat16.
 
     Its arguments: weights, bytes from row to row, scales, bytes from one row of them to the next, out, bytes from one
     number of the block to the next.
@@ -312,7 +315,7 @@ def turning(form: Format, early: int = 0) -> Any:
     @intrinsic
     def turn(context, weights, stride, scales, scale_stride, out, out_stride):  # type: ignore[no-untyped-def]
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_turning(builder, form, early, *arguments)
+            _write_turning(builder, form, early, pairs, *arguments)
             return context.get_dummy_value()
 
         return types.void(*(types.int64,) * 6), generate
@@ -358,14 +361,15 @@ def _write_mixture(
         for part in range(vectors)
     ]
     totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, place)) for place in places]
+    add, kind = (llvm.add_pairs, llvm.I32) if form is PAIRS else (llvm.fma, llvm.FLOAT)
     with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
         value = builder.add(values, builder.mul(stride, loop.index))
         steps = (builder.add(value, llvm.I64(form.block_bytes * part)) for part in range(vectors))
         numbers = [form.load(builder, step)[0] for step in steps]
         for row in range(rows):
             at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
-            share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), llvm.FLOAT))
+            share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
             for number, total in zip(numbers, totals[row * vectors :], strict=False):
-                builder.store(llvm.fma(builder, share, number, builder.load(total)), total)
+                builder.store(add(builder, share, number, builder.load(total)), total)
     for place, total in zip(places, totals, strict=True):
         builder.store(builder.load(total), builder.inttoptr(place, llvm.FLOATS.as_pointer()), align=4)

@@ -130,22 +130,11 @@ def put(builder: Any, address: Any, value: Any) -> Any:
     return builder.store(value, builder.inttoptr(address, llvm.FLOAT.as_pointer()), align=4)
 
 
-def _to_bfloat16(builder: Any, value: Any, kind: Any, narrow: Any, constant: Callable[[int], Any]) -> Any:
-    # Round to nearest, ties to even, as torch does; a NaN keeps its upper half and is made a quiet one.
-    bits = builder.bitcast(value, kind)
-    upper = builder.lshr(bits, constant(16))
-    rounded = builder.add(bits, builder.add(builder.and_(upper, constant(1)), constant(0x7FFF)))
-    is_nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(
-        builder.select(is_nan, builder.or_(upper, constant(64)), builder.lshr(rounded, constant(16))), narrow
-    )
-
-
 @typed(types.void, _address, types.float32)
 def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     """Put one number as bfloat16, rounded to nearest."""
     return builder.store(
-        _to_bfloat16(builder, value, llvm.I32, llvm.I16, llvm.I32),
+        builder.trunc(llvm.to_bfloat16(builder, value, llvm.I32, llvm.I32), llvm.I16),
         builder.inttoptr(address, llvm.I16.as_pointer()),
         align=2,
     )
@@ -155,7 +144,7 @@ def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
 def store_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen numbers as bfloat16, rounded to nearest."""
     narrow = ir.VectorType(llvm.I16, LANES)
-    halves = _to_bfloat16(builder, value, llvm.INTS, narrow, lambda number: llvm.all_lanes(llvm.I32, number))
+    halves = builder.trunc(llvm.lanes_to_bfloat16(builder, value), narrow)
     return builder.store(halves, builder.inttoptr(address, narrow.as_pointer()), align=2)
 
 
