@@ -71,7 +71,9 @@ class Cpu(Calls):
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
         """Compile what most models run with weights of this format and this cache, and load what short prompts need."""
         rounded = self.prefill == "fast" and HAS_PAIR_SUMS and form != "float32"
-        self._make_ready(needed(form, FORMATS[cache_dtype]), needed_by_long_prompts(form, rounded=rounded))
+        self._make_ready(
+            needed(form, FORMATS[cache_dtype]), needed_by_long_prompts(form, FORMATS[cache_dtype], rounded=rounded)
+        )
 
     # Products.
 
@@ -361,7 +363,8 @@ class Cpu(Calls):
         self._read(q, k, v)
         out = self._empty(rows, size)
         if self._pass.most_rows >= MANY_QUERIES:
-            rest = [f"attend_many_{places.format}"]
+            is_rounded = self.prefill == "fast" and HAS_PAIR_SUMS and head_dim % WIDE == 0
+            rest = [f"attend_many_{'rounded_' if is_rounded else ''}{places.format}"]
             count = threads * many_numbers(heads // places.kv_heads, head_dim)
         else:
             rest = [f"attend_parts_{places.format}", "gather_rows"]

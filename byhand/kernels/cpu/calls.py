@@ -18,7 +18,7 @@ from byhand.kernels.cpu.recording import Arena, Block, Recording
 from byhand.kv_cache import Batch, KVCache
 from byhand.weights import Weight
 
-# Rows of one run from which attention is torch's.
+# Rows of one run from which attention takes blocks of them.
 MANY_QUERIES = 32
 # Rows of a pass up to which a block is recorded and run as one call; with more, its kernels are long enough.
 RECORDED_ROWS = 64
@@ -44,10 +44,13 @@ def needed(form: str, cached: str) -> tuple[str, ...]:
     return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
 
 
-def needed_by_long_prompts(form: str, *, rounded: bool) -> tuple[str, ...]:
+def needed_by_long_prompts(form: str, cached: str, *, rounded: bool) -> tuple[str, ...]:
     """The further ones for many rows; rounded: to bfloat16, few rows too where the weights are bfloat16."""
-    many = ("pack_bfloat16" if rounded else "pack_float32", *many_of(form, rounded=rounded))
-    return (*many, "round_rows", "linear_rounded", "gated_rounded") if rounded and form == "bfloat16" else many
+    many = many_of(form, rounded=rounded)
+    if not rounded:
+        return "pack_float32", *many
+    few = ("round_rows", "linear_rounded", "gated_rounded") if form == "bfloat16" else ()
+    return "pack_bfloat16", *many, f"attend_many_rounded_{cached}", *few
 
 
 def many_of(form: str, *, rounded: bool) -> tuple[str, str]:

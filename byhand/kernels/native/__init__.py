@@ -1,8 +1,7 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
-Read in this order: llvm and vectors (registers), tiles (formats), products, panels, rows, attention, chunks (the
-arithmetic),
-team (who runs it), compiled (when it is compiled).
+Read in this order: llvm and vectors (registers), tiles (formats), products, panels, rows, attention, chunks
+(the arithmetic), team (who runs it), compiled (when it is compiled).
 """
 
 from __future__ import annotations
@@ -85,7 +84,8 @@ def _many_rounded(name: str) -> list[Kernel]:
 
 
 def _packing(name: str) -> list[Kernel]:
-    scope = specialise([panels.pack], {"STEP": 4 // vectors.SIZES[name], "put_some": vectors.STORES[name]}, name)
+    names = {"STEP": 2, "put_some": vectors.store_rounded} if name == "bfloat16" else {}
+    scope = specialise([panels.pack], names, name)
     return [Kernel(scope["pack"].py_func)]
 
 
@@ -109,15 +109,27 @@ def _attention(name: str) -> list[Kernel]:
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
 
 
-def _chunks(name: str) -> list[Kernel]:
+def _chunks(name: str, *, rounded: bool = False) -> list[Kernel]:
+    """Attention of many rows over a cache in this dtype, its products in float32 or rounded to bfloat16."""
+    form, label = tiles.FORMATS[name], f"rounded_{name}" if rounded else name
     names = {
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
-        "turn": tiles.turning(tiles.FORMATS[name]),
-        "unpack": tiles.unpacking(tiles.FORMATS[name]),
+        "turn": tiles.turning(form, pairs=rounded),
+        "unpack": tiles.unpacking(form),
+        "pair": tiles.pairing(form),
     }
-    scope = specialise([chunks.take_page, chunks.attend_rows, chunks.attend_many], names, name)
+    if rounded:
+        names |= {"STEP": 2, "put_some": vectors.store_rounded, **chunks.mixing(tiles.PAIRS, label)}
+    if rounded and name == "bfloat16":  # pairs as they are, moved like float32
+        names |= {"BLOCK": tiles.PAIRS.block, "turn": tiles.turning(tiles.FORMATS["float32"])}
+    templates = [chunks.multiply_into, chunks.take_page, chunks.take_query, chunks.soften_row, chunks.attend_rows]
+    scope = specialise([*templates, chunks.attend_many], names, label)
     return [Kernel(scope["attend_many"].py_func)]
+
+
+def _chunks_rounded(name: str) -> list[Kernel]:
+    return _chunks(name, rounded=True)
 
 
 def _curve(name: str) -> list[Kernel]:
@@ -143,6 +155,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"pack_{form}": (_packing, form) for form in ("float32", "bfloat16")},
         **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
         **{f"attend_many_{form}": (_chunks, form) for form in FLOATS},
+        **{f"attend_many_rounded_{form}": (_chunks_rounded, form) for form in FLOATS},
         **{f"curve_{name}": (_curve, name) for name in vectors.CURVES},
         **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "survey"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),

@@ -16,6 +16,7 @@ from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.tiles import FORMATS, mixture, tile
 from byhand.kernels.native.vectors import (
     argument,
+    decay,
     exp,
     fetch_early,
     fma,
@@ -184,12 +185,12 @@ def soften(scores, value, head, first, last, state, sums, head_dim):
     value = where_less(spread(first - 1.0), lane_numbers(), value, MINUS_INFINITY)
     before = one_float32(state + 8 * head)
     peak = max(before, highest(value))
-    weights = exp(value - spread(peak))
+    weights = decay(value - spread(peak))
     store(scores + 4 * PAGE * head, weights)
     share = one_float32(state + 8 * head + 4)
     if peak > before:
         put(state + 8 * head, peak)
-        shrink = total(exp(spread(before - peak))) / LANES
+        shrink = total(decay(spread(before - peak))) / LANES
         share *= shrink
         scale_into(sums, sums, shrink, head_dim)
     put(state + 8 * head + 4, share + total(weights))
@@ -247,12 +248,12 @@ def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
         peak = one_float32(sinks + 4 * head) if sinks != 0 else MINUS_INFINITY
         for part in range(parts):
             peak = max(peak, one_float32(work + part * part_bytes + 8 * head))
-        share = total(exp(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
+        share = total(decay(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
         target = out + 4 * head * head_dim
         fill(target, 0.0, head_dim)
         for part in range(parts):
             state = work + part * part_bytes + 8 * head
-            factor = total(exp(spread(one_float32(state) - peak))) / LANES
+            factor = total(decay(spread(one_float32(state) - peak))) / LANES
             share += factor * one_float32(state + 4)
             sums = work + part * part_bytes + 8 * heads + 4 * head * head_dim
             add_scaled(target, sums, factor, head_dim)

@@ -1,23 +1,27 @@
 """Attention of many rows of one run, as reading a prompt has them: products of blocks instead of one row at a time.
 
-A task is a block of rows with one head of keys and the heads that share it. Keys are taken sixty-four at a time,
-turned, so that a row's scores are four vectors, and the softmax goes along (Milakov and Gimelshein, arXiv:1805.02867;
+A task is a block of rows with one head of keys and the heads that share it. Keys are taken 128 at a time,
+turned, so that a row's scores are eight vectors, and the softmax goes along (Milakov and Gimelshein, arXiv:1805.02867;
 blocks as in FlashAttention, Dao et al., arXiv:2205.14135): no more scores are held than a block has.
 
-A template, made for each dtype of the cache; numbers are addresses and counts as in attention.py, whose table this is.
+A template, made for each dtype of the cache, and with prefill="fast" once more: there queries, keys, weights and values
+are multiplied in pairs of bfloat16, the sums and the softmax staying in float32. Numbers are addresses and counts as in
+attention.py, whose table this is.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from byhand.kernels.native import panels
 from byhand.kernels.native.attention import MINUS_INFINITY, PAGE, fill, scale_into, shape_scores
 from byhand.kernels.native.compiled import inlined, specialise
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.panels import MIXTURES, WIDE
-from byhand.kernels.native.tiles import FORMATS, mixture, turning, unpacking
+from byhand.kernels.native.tiles import FORMATS, Format, mixture, pairing, turning, unpacking
 from byhand.kernels.native.vectors import (
     argument,
-    exp,
+    decay,
     fraction,
     highest,
     integer,
@@ -34,15 +38,27 @@ from byhand.kernels.native.vectors import (
     where_less,
 )
 
-BYTES = 4
-one = one_float32
-turn, unpack = turning(FORMATS["float32"]), unpacking(FORMATS["float32"])
+# Set by the maker of each kernel; these are float32's. BLOCK is what is turned at once, STEP what a lane multiplies.
+BYTES, BLOCK, STEP = 4, LANES, 1
+one, put_some = one_float32, store
+turn, unpack, pair = turning(FORMATS["float32"]), unpacking(FORMATS["float32"]), pairing(FORMATS["float32"])
 
-KEYS = 4 * PAGE  # keys of a block
-ROWS = 48  # rows times heads of a block, at most
-NARROW = {f"mix_{name}": mixture(FORMATS["float32"], rows, 1) for name, rows in MIXTURES.items()}
-mix_rows = inlined(panels.mix_rows)
-mix_narrow = specialise([panels.mix_rows], NARROW, "narrow")["mix_rows"]  # panels of one vector
+KEYS = 8 * PAGE  # keys of a block
+ROWS = 96  # rows times heads of a block, at most
+
+
+def mixing(form: Format, label: str) -> dict[str, Any]:
+    """`panels.mix_rows` for panels of two vectors, and the same for panels of one."""
+    return {
+        f"mix_{name}": specialise(
+            [panels.mix_rows], {f"mix_{count}": mixture(form, rows, vectors) for count, rows in MIXTURES.items()},
+            f"{name}_{label}",
+        )["mix_rows"]
+        for name, vectors in (("wide", 2), ("narrow", 1))
+    }  # fmt: skip
+
+
+mix_wide, mix_narrow = mixing(FORMATS["float32"], "float32").values()
 
 
 def many_numbers(group: int, head_dim: int) -> int:
@@ -52,33 +68,52 @@ def many_numbers(group: int, head_dim: int) -> int:
     return (KEYS + most) * (head_dim + width) + most * (KEYS + 2)
 
 
-@inlined
-def multiply_into(sums, sums_stride, weights, stride, rows, values, width, count):
-    """sums (rows, width) += weights (rows, count) times values (count, width), the width whole vectors."""
+def multiply_into(sums, sums_stride, weights, stride, rows, values, width, steps):
+    """sums (rows, width) += weights (rows, steps) times values (steps, width), the width whole vectors."""
     stay_apart()
     wide = width // WIDE * WIDE
     for at in range(0, wide, WIDE):
-        mix_rows(sums + 4 * at, sums_stride, weights, stride, rows, values + 4 * at, 4 * width, count)
+        mix_wide(sums + 4 * at, sums_stride, weights, stride, rows, values + 4 * at, 4 * width, steps)
     if wide < width:
-        mix_narrow(sums + 4 * wide, sums_stride, weights, stride, rows, values + 4 * wide, 4 * width, count)
+        mix_narrow(sums + 4 * wide, sums_stride, weights, stride, rows, values + 4 * wide, 4 * width, steps)
 
 
 def take_page(keys, values, stride, keys_here, values_here, count, head_dim, width):
     """One page's keys, turned, into a block of them, and its first `count` values beside those of other pages."""
     stay_apart()
-    whole = head_dim // LANES
+    whole = head_dim // BLOCK
     for block in range(whole):
-        turn(keys + block * LANES * BYTES, stride, 0, 0, keys_here + 4 * KEYS * LANES * block, 4 * KEYS)
-    for token in range(count):
-        unpack(values + token * stride, 0, whole, values_here + 4 * width * token)
-    for at in range(whole * LANES, head_dim):
+        turn(keys + block * BLOCK * BYTES, stride, 0, 0, keys_here + 4 * KEYS * BLOCK // STEP * block, 4 * KEYS)
+    for token in range(0, count, STEP):
+        row, target = values + token * stride, values_here + 4 * width * (token // STEP)
+        if STEP == 2:  # an odd last one is its own neighbour, whose weight is 0
+            pair(row, row + stride if token + 1 < count else row, width // LANES, target)
+        else:
+            unpack(row, 0, whole, target)
+    for at in range(whole * BLOCK, head_dim):
         for token in range(PAGE):
             put(keys_here + 4 * (KEYS * at + token), one(keys + token * stride + BYTES * at))
         for token in range(count):
             put(values_here + 4 * (width * token + at), one(values + token * stride + BYTES * at))
 
 
+def take_query(query, source, head_dim):
+    """One head's query, as it is multiplied."""
+    whole = head_dim // LANES * LANES
+    for at in range(0, whole, LANES):
+        put_some(query + 4 * at // STEP, load_float32(source + 4 * at))
+    for at in range(whole, head_dim):
+        put(query + 4 * at, one_float32(source + 4 * at))
+
+
 @inlined
+def hide(value, part, first, last):
+    """Scores of a block's keys from `part` on, those outside first:last at -inf."""
+    numbers = lane_numbers() + spread(float(part))
+    value = where_less(numbers, spread(last), value, MINUS_INFINITY)
+    return where_less(spread(first - 1.0), numbers, value, MINUS_INFINITY)
+
+
 def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums, width):
     """Turn one row's scores of a block into weights under the highest so far; keys outside first:last weigh nothing.
 
@@ -89,26 +124,24 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
         fill(scores, 0.0, KEYS)
         return
     peaks = spread(MINUS_INFINITY)
-    for part in range(KEYS // PAGE):
-        place = scores + 4 * PAGE * part
-        numbers = lane_numbers() + spread(float(PAGE * part))
-        value = shape_scores(place - 4 * PAGE * head, head, softcap, slopes, distance + PAGE * part)
-        value = where_less(numbers, spread(last), value, MINUS_INFINITY)
-        value = where_less(spread(first - 1.0), numbers, value, MINUS_INFINITY)
+    for part in range(0, KEYS, PAGE):
+        place = scores + 4 * part
+        value = shape_scores(place - 4 * PAGE * head, head, softcap, slopes, distance + part)
+        if first > 0 or last < KEYS:
+            value = hide(value, part, first, last)
         store(place, value)
         peaks = larger(value, peaks)
     before = one_float32(state)
     peak = max(before, highest(peaks))
     shares = spread(0.0)
-    for part in range(KEYS // PAGE):
-        place = scores + 4 * PAGE * part
-        weights = exp(load_float32(place) - spread(peak))
-        store(place, weights)
+    for part in range(0, KEYS, PAGE):
+        weights = decay(load_float32(scores + 4 * part) - spread(peak))
+        put_some(scores + 4 * part // STEP, weights)
         shares = shares + weights
     share = one_float32(state + 4)
     if peak > before:
         put(state, peak)
-        shrink = total(exp(spread(before - peak))) / LANES
+        shrink = total(decay(spread(before - peak))) / LANES
         share *= shrink
         scale_into(sums, sums, shrink, width)
     put(state + 4, share + total(shares))
@@ -122,18 +155,18 @@ def attend_rows(at, line, first_row, count, kv_head, work):
     table, context = integer(line + 16), integer(line + 24)
     position = context - integer(line + 8) + first_row - integer(line)  # of the first row
     stride, sinks = kv_heads * head_dim * BYTES, argument(at, 17)
-    rows, row_bytes = count * group, 4 * head_dim
+    rows, row_bytes = count * group, 4 * head_dim // STEP
     keys_here = work
-    values_here = keys_here + 4 * KEYS * head_dim
-    queries = values_here + 4 * KEYS * width
+    values_here = keys_here + 4 * KEYS * head_dim // STEP
+    queries = values_here + 4 * KEYS * width // STEP
     sums = queries + rows * row_bytes
     scores = sums + 4 * rows * width
     state = scores + 4 * rows * KEYS
-    fill(values_here, 0.0, KEYS * width)
+    fill(values_here, 0.0, KEYS * width // STEP)
     fill(sums, 0.0, rows * width)
     for row in range(rows):
         source = argument(at, 19) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
-        scale_into(queries + row * row_bytes, source, 1.0, head_dim)
+        take_query(queries + row * row_bytes, source, head_dim)
         put(state + 8 * row, one_float32(sinks + 4 * (kv_head * group + row % group)) if sinks != 0 else MINUS_INFINITY)
         put(state + 8 * row + 4, 1.0 if sinks != 0 else 0.0)
     low = max(0, position + 1 - window) // PAGE * PAGE if window > 0 else 0
@@ -142,13 +175,13 @@ def attend_rows(at, line, first_row, count, kv_head, work):
         seen = min(KEYS, high - start)
         for page in range((seen + PAGE - 1) // PAGE):
             place = integer(table + 8 * (start // PAGE + page)) * PAGE * stride + kv_head * head_dim * BYTES
-            keys_at, values_at = keys_here + 4 * PAGE * page, values_here + 4 * PAGE * page * width
+            keys_at, values_at = keys_here + 4 * PAGE * page, values_here + 4 * PAGE * page * width // STEP
             some = min(PAGE, seen - PAGE * page)
             take_page(
                 argument(at, 11) + place, argument(at, 12) + place, stride, keys_at, values_at, some, head_dim, width
             )  # fmt: skip
         fill(scores, 0.0, rows * KEYS)
-        multiply_into(scores, 4 * KEYS, queries, row_bytes, rows, keys_here, KEYS, head_dim)
+        multiply_into(scores, 4 * KEYS, queries, row_bytes, rows, keys_here, KEYS, head_dim // STEP)
         for row in range(rows):
             here = position + row // group
             first = max(0, here + 1 - window - start) if window > 0 else 0
@@ -156,7 +189,7 @@ def attend_rows(at, line, first_row, count, kv_head, work):
                 scores + 4 * KEYS * row, kv_head * group + row % group, first, here + 1 - start, start - here,
                 fraction(at, 15), argument(at, 16), state + 8 * row, sums + 4 * width * row, width,
             )  # fmt: skip
-        multiply_into(sums, 4 * width, scores, 4 * KEYS, rows, values_here, width, seen)
+        multiply_into(sums, 4 * width, scores, 4 * KEYS, rows, values_here, width, (seen + STEP - 1) // STEP)
     for row in range(rows):
         target = argument(at, 20) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
         scale_into(target, sums + 4 * width * row, 1.0 / one_float32(state + 8 * row + 4), head_dim)

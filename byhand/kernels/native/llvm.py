@@ -1,8 +1,8 @@
 """How LLVM is asked for arithmetic on sixteen float32 at once: what vectors.py and tiles.py are written with.
 
 Everything is LLVM's generic vector arithmetic, which it lowers to AVX-512, to two AVX2 registers or to four NEON
-ones alike; only `choose_from` and `add_pairs` name a processor's own. Memory is named by addresses (int64, bytes);
-reading needs no alignment.
+ones alike; only `choose_from`, `times_power` and `add_pairs` name a processor's own. Memory is named by addresses
+(int64, bytes); reading needs no alignment.
 """
 
 from __future__ import annotations
@@ -87,14 +87,28 @@ def _has(feature: str) -> bool:
     return bool(binding.get_host_cpu_features().get(feature))
 
 
-# Two instructions are asked for by a processor's own name. One is AVX-512's choice of sixteen numbers by the lower four
-# bits of sixteen lanes: a whole code book in one step; without it tiles.py converts and scales the codes.
-HAS_CODE_BOOKS = _has("avx512f")
+# Some instructions are asked for by a processor's own name. One is AVX-512's choice of sixteen numbers by the lower
+# four bits of sixteen lanes: a whole code book in one step; without it tiles.py converts and scales the codes.
+HAS_CODE_BOOKS = HAS_POWERS = _has("avx512f")
 
 
 def choose_from(builder: Any, book: Any, codes: Any) -> Any:
     """book[code & 15] for the code in each lane."""
     return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, [book, codes])
+
+
+def times_power(builder: Any, value: Any, whole: Any) -> Any:
+    """value · 2ⁿ for whole numbers n in float32, however large or small."""
+    if HAS_POWERS:
+        name, everywhere, as_set = "llvm.x86.avx512.mask.scalef.ps.512", I16(-1), I32(4)
+        return call(builder, name, FLOATS, [value, whole, value, everywhere, as_set])
+    # In two factors, for 2¹²⁸ is no float32 although exp(88.7) is.
+    exponent = builder.fptosi(whole, INTS)
+    half = builder.ashr(exponent, all_lanes(I32, 1))
+    for part in (half, builder.sub(exponent, half)):
+        bits = builder.shl(builder.add(part, all_lanes(I32, 127)), all_lanes(I32, 23))
+        value = builder.fmul(value, builder.bitcast(bits, FLOATS))
+    return value
 
 
 class _Bfloat16(ir.Type):  # type: ignore[misc]
@@ -110,7 +124,7 @@ class _Bfloat16(ir.Type):  # type: ignore[misc]
         return hash("bfloat")
 
 
-# The other multiplies 32 bfloat16 by 32 others and adds the products, two by two, to sixteen float32.
+# Another multiplies 32 bfloat16 by 32 others and adds the products, two by two, to sixteen float32.
 HAS_PAIR_SUMS = _has("avx512bf16")
 _PAIRS = ir.VectorType(_Bfloat16(), 2 * LANES)
 
@@ -140,10 +154,18 @@ def lanes_to_bfloat16(builder: Any, value: Any) -> Any:
     return to_bfloat16(builder, value, INTS, lambda number: all_lanes(I32, number))
 
 
+def rounded(builder: Any, value: Any) -> Any:
+    """Sixteen float32 as the bfloat16 (int16) that `add_pairs` takes; under 2⁻¹²⁶ they may be 0, as they are there."""
+    if HAS_PAIR_SUMS:
+        narrow = builder.fptrunc(value, ir.VectorType(_Bfloat16(), LANES))
+        return builder.bitcast(narrow, ir.VectorType(I16, LANES))
+    return builder.trunc(lanes_to_bfloat16(builder, value), ir.VectorType(I16, LANES))
+
+
 def rounded_pairs(builder: Any, first: Any, second: Any) -> Any:
     """Two vectors rounded to bfloat16: the first's numbers in the lower halves of the lanes, the second's above."""
-    upper = builder.shl(lanes_to_bfloat16(builder, second), all_lanes(I32, 16))
-    return builder.or_(lanes_to_bfloat16(builder, first), upper)
+    lower, upper = (builder.zext(rounded(builder, value), INTS) for value in (first, second))
+    return builder.or_(lower, builder.shl(upper, all_lanes(I32, 16)))
 
 
 def lower_half(builder: Any, pairs: Any) -> Any:

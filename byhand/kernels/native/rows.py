@@ -22,7 +22,7 @@ from byhand.kernels.native.vectors import (
     silu,
     spread,
     store,
-    store_bfloat16,
+    store_rounded,
     total,
 )
 
@@ -127,6 +127,6 @@ def round_rows(at, share):
     start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
     whole = start + (stop - start) // LANES * LANES
     for place in range(start, whole, LANES):
-        store_bfloat16(y + 2 * place, load_float32(x + 4 * place))
+        store_rounded(y + 2 * place, load_float32(x + 4 * place))
     for place in range(whole, stop):
         put_bfloat16(y + 2 * place, one_float32(x + 4 * place))

@@ -272,6 +272,28 @@ def _write_unpacking(builder: Any, form: Format, weights: Any, scales: Any, bloc
             builder.store(value, builder.inttoptr(builder.add(out, at), llvm.FLOATS.as_pointer()), align=4)
 
 
+def pairing(form: Format) -> Any:
+    """An intrinsic: two rows of numbers in pairs of bfloat16. Its arguments: the one, the other, vectors, out."""
+
+    @intrinsic
+    def pair(context, first, second, vectors, out):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _write_pairing(builder, form, *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), generate
+
+    return pair
+
+
+def _write_pairing(builder: Any, form: Format, first: Any, second: Any, vectors: Any, out: Any) -> None:
+    with cgutils.for_range(builder, vectors, intp=llvm.I64) as loop:
+        at = builder.mul(loop.index, llvm.I64(form.block_bytes))
+        rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
+        place = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
+        builder.store(llvm.rounded_pairs(builder, *rows), builder.inttoptr(place, llvm.INTS.as_pointer()), align=4)
+
+
 def _write_turning(
     builder: Any,
     form: Format,

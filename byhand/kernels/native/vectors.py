@@ -149,6 +149,13 @@ def store_bfloat16(builder: Any, address: Any, value: Any) -> Any:
 
 
 @typed(types.void, _address, vector)
+def store_rounded(builder: Any, address: Any, value: Any) -> Any:
+    """The same as one side of pairs that are multiplied."""
+    narrow = llvm.rounded(builder, value)
+    return builder.store(narrow, builder.inttoptr(address, narrow.type.as_pointer()), align=2)
+
+
+@typed(types.void, _address, vector)
 def store_float16(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen numbers as float16."""
     narrow = ir.VectorType(llvm.HALF, LANES)
@@ -236,6 +243,11 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 def exp(builder: Any, x: Any) -> Any:
     """The exponential of each lane: 0 below -87, infinite above 88.7."""
     low, high = llvm.all_lanes(llvm.FLOAT, -87.0), llvm.all_lanes(llvm.FLOAT, 88.7)
+    value = builder.select(builder.fcmp_ordered("<", x, low), llvm.all_lanes(llvm.FLOAT, 0.0), _exp_within(builder, x))
+    return builder.select(builder.fcmp_ordered(">", x, high), llvm.all_lanes(llvm.FLOAT, float("inf")), value)
+
+
+def _exp_within(builder: Any, x: Any) -> Any:
     scaled = builder.fmul(x, llvm.all_lanes(llvm.FLOAT, 1.4426950408889634))
     whole = llvm.call(builder, "llvm.rint.v16f32", llvm.FLOATS, [scaled])
     rest = llvm.fma(builder, whole, llvm.all_lanes(llvm.FLOAT, -_LN2_HIGH), x)
@@ -243,14 +255,14 @@ def exp(builder: Any, x: Any) -> Any:
     value = llvm.all_lanes(llvm.FLOAT, _TAYLOR[0])
     for coefficient in _TAYLOR[1:]:
         value = llvm.fma(builder, value, rest, llvm.all_lanes(llvm.FLOAT, coefficient))
-    # 2ⁿ in two factors, for 2¹²⁸ is no float32 although exp(88.7) is.
-    exponent = builder.fptosi(whole, llvm.INTS)
-    half = builder.ashr(exponent, llvm.all_lanes(llvm.I32, 1))
-    for part in (half, builder.sub(exponent, half)):
-        bits = builder.shl(builder.add(part, llvm.all_lanes(llvm.I32, 127)), llvm.all_lanes(llvm.I32, 23))
-        value = builder.fmul(value, builder.bitcast(bits, llvm.FLOATS))
-    value = builder.select(builder.fcmp_ordered("<", x, low), llvm.all_lanes(llvm.FLOAT, 0.0), value)
-    return builder.select(builder.fcmp_ordered(">", x, high), llvm.all_lanes(llvm.FLOAT, float("inf")), value)
+    return llvm.times_power(builder, value, whole)
+
+
+@typed(vector, vector)
+def decay(builder: Any, x: Any) -> Any:
+    """The same for numbers that are at most 0."""
+    low = llvm.all_lanes(llvm.FLOAT, -87.0)
+    return builder.select(builder.fcmp_ordered("<", x, low), llvm.all_lanes(llvm.FLOAT, 0.0), _exp_within(builder, x))
 
 
 @typed(vector, vector, vector)
