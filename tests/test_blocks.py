@@ -14,6 +14,7 @@ import torch
 from byhand.checkpoint import open_checkpoint
 from byhand.kernels import reference
 from byhand.kernels.cpu import Cpu
+from byhand.kernels.cpu.places import Spare
 from byhand.kernels.cpu.recording import Arena
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
@@ -251,3 +252,30 @@ def test_fast_stays_near(form: str) -> None:
     found = Cpu(prefill="fast").gated(x, gate, up)
     assert 1e-4 * truth.abs().max() <= (found - truth).abs().max() <= 2e-2 * truth.abs().max()
     assert (Cpu().gated(x, gate, up) - truth).abs().max() <= 2e-6 * truth.abs().max()
+
+
+def test_spare_memory_is_taken_again_once_no_tensor_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spare = Spare()
+    first = spare.take(3, 40)
+    view, place = first.view(-1)[5:7], first.data_ptr()
+    del first
+    assert spare.take(3, 40).data_ptr() != place  # the view still reads it
+    del view
+    assert spare.take(100).data_ptr() == place  # a little smaller
+    held = spare.take(10)
+    assert held.data_ptr() != place, "a large piece is not spent on a small result"
+    monkeypatch.setattr(Spare, "MOST", 1000)
+    spare.take(900)
+    assert [array.size for array in spare._arrays] == [10, 900], "what is held stays, the rest is given back"
+
+
+def test_a_large_result_stays_while_it_is_held() -> None:
+    kernels, weight = Cpu(), Weight.of(torch.randn(1024, 32))
+    x, y = torch.randn(300, 32), torch.randn(300, 32)
+    first = kernels.linear(x, weight)
+    before = first.clone()
+    kernels.linear(y, weight)
+    assert torch.equal(first, before)
+    place = first.data_ptr()
+    del first
+    assert kernels.linear(y, weight).data_ptr() == place

@@ -6,6 +6,7 @@ import struct
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 from threading import Lock
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from byhand.collector import without_collector
 from byhand.kernels import native, reference
-from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, contiguous_angles
+from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording
 from byhand.kv_cache import Batch, KVCache
 from byhand.weights import Weight
@@ -73,6 +74,7 @@ class Calls:
         self._layers: dict[tuple[int, int], Layer] = {}
         self._ticket = array("q", [0])
         self._work = torch.empty(0)
+        self._spare = Spare()
         self._pass = Pass()
         self._arenas = (Arena(), Arena())
         self._recording: Recording | None = None
@@ -134,7 +136,9 @@ class Calls:
 
     def _empty(self, *shape: int) -> Tensor:
         """Memory for a result."""
-        return torch.empty(shape) if self._recording is None else self._recording.take(*shape)
+        if self._recording is not None:
+            return self._recording.take(*shape)
+        return torch.empty(shape) if prod(shape) < Spare.LARGE else self._spare.take(*shape)
 
     def _scratch(self, count: int) -> int:
         """The address of `count` float32 to work in, until the next call."""
