@@ -13,7 +13,7 @@ import torch
 
 from byhand.checkpoint import open_checkpoint
 from byhand.kernels import reference
-from byhand.kernels.cpu import Cpu
+from byhand.kernels.cpu import MANY_ROWS, Cpu
 from byhand.kernels.cpu.places import Spare
 from byhand.kernels.cpu.recording import Arena
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
@@ -180,7 +180,7 @@ def test_long_rows_of_weights_are_gone_through_in_pieces(form: str, rows: int) -
 
 
 @pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
-@pytest.mark.parametrize("rows", [48, 61])
+@pytest.mark.parametrize("rows", [MANY_ROWS, MANY_ROWS + 13])
 @pytest.mark.parametrize(("out", "inner"), [(30, 64), (37, 37), (200, 1030), (37, 64), (200, 1088)])
 def test_many_rows_turn_the_weights_that_are_whole_pieces(form: str, rows: int, out: int, inner: int) -> None:
     matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(rows))
@@ -207,7 +207,7 @@ def test_fast_rounds_the_activations_of_a_few_rows_and_sums_in_float32(rows: int
 
 
 @pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
-@pytest.mark.parametrize("rows", [48, 61, 525])
+@pytest.mark.parametrize("rows", [MANY_ROWS, MANY_ROWS + 13, 525])
 @pytest.mark.parametrize(("out", "inner"), [(32, 64), (37, 1088)])
 def test_fast_rounds_many_rows_and_the_weights_and_sums_in_float32(form: str, rows: int, out: int, inner: int) -> None:
     def made(seed: int) -> Weight:
@@ -230,7 +230,7 @@ def test_fast_rounds_many_rows_and_the_weights_and_sums_in_float32(form: str, ro
     assert (kernels.gated(x, gate, up, bias, other) - truth).abs().max() <= near * truth.abs().max()
 
 
-@pytest.mark.parametrize("rows", [48, 530])
+@pytest.mark.parametrize("rows", [MANY_ROWS, 530])
 def test_three_matrices_share_their_rows(rows: int) -> None:
     weights = [Weight.of(torch.randn(out, 96)) for out in (64, 37, 100)]
     x, biases = torch.randn(rows, 96), [torch.randn(64), None, torch.randn(100)]

@@ -25,8 +25,9 @@ from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
 # Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for
-# weights of any format but float32 (benchmarks/crossover.py).
-MANY_ROWS = 48
+# weights of any format but float32. Level between 40 and 96 rows, by format and size (benchmarks/crossover.py); in
+# large matrices of exact floats it pays from 16 on.
+MANY_ROWS = 64
 # Rows from which prefill="fast" rounds them for weights in bfloat16.
 ROUNDED_ROWS = 4
 # Rows from which torch is faster on a weight that is stored in columns.
