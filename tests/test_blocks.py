@@ -64,11 +64,16 @@ def test_a_block_as_one_call_gives_the_same_bits(family: str, variant: str, tmp_
     fused, plain = Cpu(), Cpu(fuse=False)
     for ours, truth in zip(run_passes(build(checkpoint, fused)), run_passes(build(checkpoint, plain)), strict=True):
         assert torch.equal(ours, truth)
-    assert not plain.blocks
-    recorded = [block for block in fused.blocks.values() if block is not None]
+    assert not plain.recorded
+    recorded = [block for block in fused.recorded.values() if block is not None]
     # A gate with another curve than silu is multiplied by torch.
     if CONFIGS[family, variant].get("hidden_act", "silu") == "silu":
-        assert len(recorded) == len(fused.blocks) > 0
+        assert len(recorded) == len(fused.recorded) > 0
+        [joined] = fused.joined.values()  # of one row, the last that was recorded
+        ones = [block for (_, _, rows), block in fused.recorded.items() if rows == 1 and block is not None]
+        assert joined.recording.names == [name for block in ones for name in block.recording.names]
+    else:
+        assert not fused.joined
 
 
 SPEC = [LayerSpec(1, 16)]
@@ -93,9 +98,9 @@ def test_what_something_else_computes_is_never_recorded(
     layer = linear_block(kernels, weight, between)
     for _ in range(3):
         x = torch.randn(1, 16)
-        found = kernels.block(layer, x, batch_of([[1]], [1]), cache)
+        found = kernels.blocks([layer], x, batch_of([[1]], [1]), cache)
         assert torch.equal(found, layer(x))
-    assert [block is not None for block in kernels.blocks.values()] == [is_recorded]
+    assert [block is not None for block in kernels.recorded.values()] == [is_recorded]
 
 
 def test_the_input_is_read_and_left_as_it_is() -> None:
@@ -103,7 +108,7 @@ def test_the_input_is_read_and_left_as_it_is() -> None:
     layer = linear_block(kernels, weight, lambda x: x)
     for number in range(3):
         x = torch.full((2, 16), float(number))
-        out = kernels.block(layer, x, batch_of([[1], [2]], [1, 1]), cache)
+        out = kernels.blocks([layer], x, batch_of([[1], [2]], [1, 1]), cache)
         assert torch.equal(out, x)
         assert out.data_ptr() != x.data_ptr()
 
@@ -113,19 +118,118 @@ def test_a_new_layer_in_the_place_of_an_old_one_is_recorded_anew() -> None:
     x, batch = torch.randn(1, 16), batch_of([[1]], [1])
     for number in range(1, 20):
         layer = linear_block(kernels, Weight.of(number * torch.eye(16)), lambda x: x)
-        torch.testing.assert_close(kernels.block(layer, x, batch, cache), number * number * x)
-        kernels.block(layer, x, batch, cache)
+        torch.testing.assert_close(kernels.blocks([layer], x, batch, cache), number * number * x)
+        kernels.blocks([layer], x, batch, cache)
         del layer
 
 
 def test_recorded_blocks_keep_no_layer_alive() -> None:
     kernels, cache = Cpu(), KVCache(SPEC, 8)
-    layer = linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x)
-    kernels.block(layer, torch.randn(1, 16), batch_of([[1]], [1]), cache)
-    watch = weakref.ref(layer)
-    del layer
+    layers = [linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x) for _ in range(3)]
+    for _ in range(2):
+        kernels.blocks(layers, torch.randn(1, 16), batch_of([[1]], [1]), cache)
+    assert len(kernels.joined) == 1
+    watched = [*map(weakref.ref, layers), weakref.ref(cache)]
+    del layers, cache
     gc.collect()
-    assert watch() is None
+    assert [watch() for watch in watched] == [None] * 4
+
+
+def scaling(kernels: Cpu, *scales: float) -> list[Callable[..., torch.Tensor]]:
+    """Blocks that multiply by the squares of these."""
+    return [linear_block(kernels, Weight.of(scale * torch.eye(16)), lambda x: x) for scale in scales]
+
+
+class Calls:
+    """What `_start` was called with."""
+
+    def __init__(self, kernels: Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: list[int] = []
+        start = kernels._start
+
+        def counted(at: int, count: int, threads: int) -> None:
+            self.counts.append(count)
+            start(at, count, threads)
+
+        monkeypatch.setattr(kernels, "_start", counted)
+
+
+def test_recorded_blocks_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, cache, batch = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1])
+    layers, x = scaling(kernels, 1.0, 2.0, 4.0), torch.randn(1, 16)
+    kernels.blocks(layers, x, batch, cache)
+    calls = Calls(kernels, monkeypatch)
+    for _ in range(2):
+        assert torch.equal(kernels.blocks(layers, x, batch, cache), 64 * x)
+    assert calls.counts == [6, 6]
+
+
+def test_blocks_that_do_not_follow_each_other_run_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, cache, batch = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1])
+    [first, second, third], x = scaling(kernels, 1.0, 2.0, 3.0), torch.randn(1, 16)
+    calls = Calls(kernels, monkeypatch)
+    orders = [[first, second, third], [second, first, third], [first, third], [first], [first, second, first]]
+    for _ in range(3):
+        for order in orders:
+            by_hand = x
+            for layer in order:
+                by_hand = layer(by_hand)
+            calls.counts.clear()
+            assert torch.equal(kernels.blocks(order, x, batch, cache), by_hand)
+    # The first was recorded to read what comes from outside, and the second to read what the first has left.
+    assert calls.counts == [2, 2, 2]
+    calls.counts.clear()
+    kernels.blocks(orders[0], x, batch, cache)
+    assert calls.counts == [6]
+
+
+def test_a_new_layer_among_old_ones_is_never_passed_over() -> None:
+    kernels, cache, batch, x = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1]), torch.randn(1, 16)
+    layers = scaling(kernels, 1.0, 2.0, 3.0)
+    for place in (1, 2, 0, 1):
+        for _ in range(3):
+            kernels.blocks(layers, x, batch, cache)
+        layers[place] = scaling(kernels, 5.0)[0]
+        by_hand = x
+        for layer in layers:
+            by_hand = layer(by_hand)
+        assert torch.equal(kernels.blocks(layers, x, batch, cache), by_hand)
+
+
+def test_what_is_recorded_is_of_these_layers_and_this_cache() -> None:
+    kernels, cache = Cpu(), KVCache(SPEC, 8)
+    layers = scaling(kernels, 1.0, 2.0)
+    for _ in range(2):
+        kernels.blocks(layers, torch.randn(1, 16), batch_of([[1]], [1]), cache)
+    [joined] = kernels.joined.values()
+    assert joined.is_of(layers, cache)
+    assert not joined.is_of(layers, KVCache(SPEC, 8))
+    assert not joined.is_of(layers[::-1], cache)
+    assert not joined.is_of(layers[:1], cache)
+
+
+def test_a_layer_that_cannot_be_recorded_leaves_the_others_recorded() -> None:
+    kernels, cache, batch, x = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1]), torch.randn(1, 16)
+    layers = scaling(kernels, 1.0, 2.0)
+    layers.insert(1, linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x + 1))
+    for _ in range(3):
+        assert torch.equal(kernels.blocks(layers, x, batch, cache), 4 * (x + 1))
+    assert [block is not None for block in kernels.recorded.values()] == [True, False, True]
+    assert not kernels.joined
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_cache_is_written_to_and_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny(tmp_path))
+    fused, plain = (build(checkpoint, Cpu(fuse=fuse)) for fuse in (True, False))
+    found: list[list[torch.Tensor]] = []
+    with torch.inference_mode():
+        for model in (fused, plain):
+            caches = [KVCache(model.layer_specs, 32, dtype=kind) for kind in (torch.float32, dtype, dtype)]
+            turns = [(batch_of([[7 + at]], [1 + at // 3]), caches[at % 3]) for at in range(12)]
+            found.append([model.forward(batch, cache).clone() for batch, cache in turns])
+    for ours, truth in zip(*found, strict=True):
+        assert torch.equal(ours, truth)
 
 
 def test_an_arena_hands_out_apart_and_again() -> None:

@@ -1,6 +1,6 @@
 """Where a token's time goes: the step's parts, measured on the real objects by wrapping their methods with clocks.
 
-Two passes over the same work. In the first, blocks run as one call, as they always do: the whole's times. In the
+Two passes over the same work. In the first, the blocks run as one call, as they always do: the whole's times. In the
 second, where the backend can, each kernel is called by itself: how a block's time is shared among its kernels.
 """
 
@@ -92,10 +92,10 @@ def wrapped(thing: Any, names: list[str], clock: Clock, label: Callable[..., str
 
 
 def kernel_names(kernels: Any) -> list[str]:
-    """A backend's public methods that compute; `block` and `prepare` only call others."""
+    """A backend's public methods that compute; `blocks` and `prepare` only call others."""
     from byhand.kernels import Kernels
 
-    offered = [name for name in vars(Kernels) if not name.startswith("_") and name not in ("block", "prepare")]
+    offered = [name for name in vars(Kernels) if not name.startswith("_") and name not in ("blocks", "prepare")]
     return [name for name in offered if callable(getattr(kernels, name, None))]
 
 
@@ -168,7 +168,7 @@ def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
     methods = [name for name in ENGINE if hasattr(engine, name)]
     with ExitStack() as stack:
         stack.enter_context(wrapped(engine, methods, clock, lambda name, *_: ENGINE[name]))
-        stack.enter_context(wrapped(kernels, ["block"], clock, lambda *_: "blocks"))
+        stack.enter_context(wrapped(kernels, ["blocks"], clock, lambda *_: "blocks"))
         step = _medians(_tokens(llm, prompt, count, clock))
     label = kernel_label(weight_names(llm.model))
     with ExitStack() as stack:

@@ -30,17 +30,17 @@ class Kernels(Protocol):
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
         """Make ready for weights of a format and a KV cache of a dtype: what is to be compiled is compiled now."""
 
-    def block(
+    def blocks(
         self,
-        layer: Callable[..., Tensor],
+        layers: Sequence[Callable[..., Tensor]],
         x: Tensor,
         batch: Batch,
         cache: KVCache,
         angles: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """One block of a model: layer(x, batch, cache), with the angles behind if there are any.
+        """Blocks of a model, one after another: layer(x, batch, cache), with the angles behind if there are any.
 
-        A backend may run the block's kernels as one call; the result may be overwritten by the block after the next.
+        A backend may run all their kernels as one call; the next call may overwrite the result.
         """
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:

@@ -48,15 +48,17 @@ def prepare(form: str, cache_dtype: torch.dtype) -> None:
     """Nothing is to be made ready."""
 
 
-def block(
-    layer: Callable[..., torch.Tensor],
+def blocks(
+    layers: Sequence[Callable[..., torch.Tensor]],
     x: torch.Tensor,
     batch: Batch,
     cache: KVCache,
     angles: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """One block of a model, kernel by kernel."""
-    return layer(x, batch, cache) if angles is None else layer(x, batch, cache, angles)
+    """Blocks of a model, one after another, kernel by kernel."""
+    for layer in layers:
+        x = layer(x, batch, cache) if angles is None else layer(x, batch, cache, angles)
+    return x
 
 
 def linear(

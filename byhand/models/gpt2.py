@@ -167,9 +167,7 @@ class Model:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Read the batch, write its keys and values: (N, hidden) after the final norm."""
         x = self.wte(batch.input_ids) + self.wpe(batch.position_ids)
-        for layer in self.h:
-            x = self.kernels.block(layer, x, batch, cache)
-        return self.kernels.block(self.ln_f, x, batch, cache)
+        return self.kernels.blocks([*self.h, self.ln_f], x, batch, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token: (rows, hidden) → (rows, vocab)."""

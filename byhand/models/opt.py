@@ -181,10 +181,8 @@ class Model:
         if self.project_in is not None:
             x = self.project_in(x)
         x = x + self.embed_positions(batch.position_ids + POSITION_OFFSET)
-        for layer in self.layers:
-            x = self.kernels.block(layer, x, batch, cache)
-        if self.final_layer_norm is not None:
-            x = self.final_layer_norm(x)
+        norms = [] if self.final_layer_norm is None else [self.final_layer_norm]
+        x = self.kernels.blocks([*self.layers, *norms], x, batch, cache)
         return x if self.project_out is None else self.project_out(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -192,9 +192,7 @@ class Model:
         """Read the batch, write its keys and values: (N, hidden) after the final norm."""
         x = self.embed_tokens(batch.input_ids)
         angles = self.rotary(batch.position_ids)
-        for layer in self.layers:
-            x = self.kernels.block(layer, x, batch, cache, angles)
-        return self.kernels.block(self.norm, x, batch, cache)
+        return self.kernels.blocks([*self.layers, self.norm], x, batch, cache, angles)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token: (rows, hidden) → (rows, vocab)."""

@@ -1,7 +1,7 @@
 """The kernels for a processor: Numba's, at the memory's speed for few rows and at the multipliers' for many.
 
 The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to what is fastest at
-its size: the kernel for few rows or for many, or torch's product. How a call is made, and how a whole block becomes
+its size: the kernel for few rows or for many, or torch's product. How a call is made, and how all blocks become
 one, is in calls.py and recording.py.
 """
 
@@ -51,7 +51,7 @@ class Cpu(Calls):
     for prompts, and for four or more runs that decode together.
 
     threads: None for as many as torch has. `note` is told, in one line, when kernels have to be compiled first.
-    fuse: run each block as one call once it has been recorded.
+    fuse: run the blocks as one call once they have been recorded.
     """
 
     rotate = staticmethod(reference.rotate)

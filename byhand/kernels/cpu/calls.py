@@ -1,8 +1,9 @@
-"""How kernels are called: their tables and shares, the memory they write to, and whole blocks that run as one call."""
+"""How kernels are called: their tables and shares, the memory they write to, and blocks that run as one call."""
 
 from __future__ import annotations
 
 import struct
+import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,7 +16,7 @@ from torch import Tensor
 from byhand.collector import without_collector
 from byhand.kernels import native, reference
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
-from byhand.kernels.cpu.recording import Arena, Block, Recording
+from byhand.kernels.cpu.recording import Arena, Block, Recording, join
 from byhand.kv_cache import Batch, KVCache
 from byhand.weights import Weight
 
@@ -78,7 +79,9 @@ class Calls:
         self._pass = Pass()
         self._arenas = (Arena(), Arena())
         self._recording: Recording | None = None
-        self.blocks: dict[tuple[int, int, int], Block | None] = {}  # by layer, cache and rows; None: cannot be recorded
+        # Each layer's block, None where it cannot be recorded; and runs of them, by their first: layer, cache and rows.
+        self.recorded: dict[tuple[int, int, int], Block | None] = {}
+        self.joined: dict[tuple[int, int, int], Block] = {}
 
     # Kernels and what they work on.
 
@@ -158,33 +161,61 @@ class Calls:
     def _threads_for(self, multiplications: int) -> int:
         return self.threads if multiplications >= SMALL else 1
 
-    # A whole block.
+    # Whole blocks.
 
-    def block(
+    def blocks(
         self,
-        layer: Callable[..., Tensor],
+        layers: Sequence[Callable[..., Tensor]],
         x: Tensor,
         batch: Batch,
         cache: KVCache,
         angles: Angles | None = None,
     ) -> Tensor:
-        """`reference.block`, with few rows as one call. The result is overwritten by the block after the next."""
+        """`reference.blocks`, with few rows as one call. The next call may overwrite the result."""
         rows = x.shape[0]
         if not self.fuse or rows > RECORDED_ROWS:
-            return reference.block(layer, x, batch, cache, angles)
+            return reference.blocks(layers, x, batch, cache, angles)
         self._pass.enter(batch)
         self._pass.turn(angles)
         if self._pass.most_rows >= MANY_QUERIES:
-            return reference.block(layer, x, batch, cache, angles)
-        key = (id(layer), id(cache), rows)
-        block = self.blocks.get(key)
-        if block is None or not block.is_of(layer, cache):
-            if block is None and key in self.blocks:
-                return reference.block(layer, x, batch, cache, angles)
-            return self._record(key, layer, x, batch, cache, angles)
+            return reference.blocks(layers, x, batch, cache, angles)
+        joined = self._join(layers, cache, rows)
+        if joined is not None:
+            return self._play(joined, x)
+        for layer in layers:
+            x = self._block(layer, x, batch, cache, angles)
+        return x
+
+    def _join(self, layers: Sequence[Callable[..., Tensor]], cache: KVCache, rows: int) -> Block | None:
+        """All the blocks as one, if each is recorded and reads what the one before it has left."""
+        first = (id(layers[0]), id(cache), rows)
+        joined = self.joined.get(first)
+        if joined is None or not joined.is_of(layers, cache):
+            joined = join([self._known(layer, cache, rows) for layer in layers])
+            if joined is not None:
+                self.joined[first] = joined
+        return joined
+
+    def _known(self, layer: Callable[..., Tensor], cache: KVCache, rows: int) -> Block | None:
+        block = self.recorded.get((id(layer), id(cache), rows))
+        return block if block is not None and block.is_of([layer], cache) else None
+
+    def _play(self, block: Block, x: Tensor) -> Tensor:
         block.take(x)
-        self._start(block.at, block.count, block.threads)
+        self._start(block.at, block.count, block.recording.threads)
         return block.out
+
+    def _block(
+        self, layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache, angles: Angles | None
+    ) -> Tensor:
+        """One of them by itself: recorded the first time, unless it cannot be."""
+        key = (id(layer), id(cache), x.shape[0])
+        block = self._known(layer, cache, x.shape[0])
+        if block is not None:
+            return self._play(block, x)
+        if key in self.recorded and self.recorded[key] is None:
+            return reference.blocks([layer], x, batch, cache, angles)
+        return self._record(key, layer, x, batch, cache, angles)
 
     def _record(
         self,
@@ -204,10 +235,11 @@ class Calls:
             x = outside.take(*x.shape).copy_(x)
         recording = self._recording = Recording(x, inside)
         try:
-            out = reference.block(layer, x, batch, cache, angles)
+            out = reference.blocks([layer], x, batch, cache, angles)
         finally:
             self._recording = None
         recording.read(out)
         is_whole = recording.is_whole and contiguous_angles(angles) and inside.holds(out)
-        self.blocks[key] = Block(layer, cache, recording, out) if is_whole else None
+        self.recorded[key] = Block([weakref.ref(layer)], weakref.ref(cache), recording, out) if is_whole else None
+        self.joined.clear()  # the one that was recorded before may be a part of any
         return out if is_whole else out.clone()

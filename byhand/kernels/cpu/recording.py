@@ -1,8 +1,8 @@
-"""A block of a model, run once kernel by kernel and from then on as one call: what was called, and where it all lies.
+"""Blocks of a model, run once kernel by kernel and from then on as one call: what was called, and where it all lies.
 
 Nothing about a block is written down twice: its own Python code is the recording. It is made once for each number of
-rows, in memory that stays, so that all addresses hold. What was computed on the way is still there after the call,
-under its kernel's name, until the block after the next one runs.
+rows, in memory that stays, so that all addresses hold. Blocks take turns with two such memories: one reads in the other
+what the block before it has left there, and so their lists, joined end to end, are one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import ctypes
 import weakref
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
+from operator import is_
 from typing import Any
 
 import torch
@@ -84,27 +87,45 @@ class Recording:
         self.kept.append(table)
         self.threads = max(self.threads, threads)
 
+    def extend(self, other: Recording) -> None:
+        """Add another's calls behind."""
+        self.entries += other.entries
+        self.names += other.names
+        self.kept += other.kept
+        self.threads = max(self.threads, other.threads)
+
 
 class Block:
-    """A recorded block: its inlet, its list of kernels, and its result."""
+    """A recorded block, or several in a row: the inlet, the list of kernels, and the result."""
 
-    __slots__ = ("_cache", "_keep", "_layer", "at", "count", "names", "out", "threads", "x", "x_at", "x_bytes")
+    __slots__ = ("at", "cache", "count", "layers", "out", "recording", "x_at", "x_bytes")
 
-    def __init__(self, layer: Any, cache: Any, recording: Recording, out: Tensor) -> None:
+    def __init__(
+        self, layers: list[weakref.ref[Any]], cache: weakref.ref[Any], recording: Recording, out: Tensor
+    ) -> None:
         # Weakly: the kernels must not keep a closed model's weights.
-        self._layer, self._cache = weakref.ref(layer), weakref.ref(cache)
-        self._keep = (recording.kept, recording.entries)
-        self.names, self.threads = recording.names, recording.threads
+        self.layers, self.cache, self.recording, self.out = layers, cache, recording, out
         self.at, self.count = recording.entries.buffer_info()[0], len(recording.entries) // ENTRY
-        self.x, self.out = recording.x, out
         self.x_at, self.x_bytes = recording.x.data_ptr(), 4 * recording.x.numel()
 
-    def is_of(self, layer: Any, cache: Any) -> bool:
-        """Whether it is this layer's: another one may have got the same id since."""
-        return self._layer() is layer and self._cache() is cache
+    def is_of(self, layers: Sequence[Any], cache: Any) -> bool:
+        """Whether it is these layers': another one may have got the same id since."""
+        own = [layer() for layer in self.layers]
+        return self.cache() is cache and len(own) == len(layers) and all(map(is_, own, layers))
 
     def take(self, x: Tensor) -> None:
         """Put x where the first kernel reads it, unless the block before has left it there."""
         at = x.data_ptr()
         if at != self.x_at:
             ctypes.memmove(self.x_at, at, self.x_bytes)
+
+
+def join(parts: Sequence[Block | None]) -> Block | None:
+    """Blocks in a row as one, if there are all of them and each reads where the one before it leaves its result."""
+    blocks = [part for part in parts if part is not None]
+    if len(blocks) < len(parts) or any(first.out.data_ptr() != second.x_at for first, second in pairwise(blocks)):
+        return None
+    whole = Recording(blocks[0].recording.x, blocks[0].recording.arena)
+    for block in blocks:
+        whole.extend(block.recording)
+    return Block([layer for block in blocks for layer in block.layers], blocks[0].cache, whole, blocks[-1].out)
