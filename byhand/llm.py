@@ -223,7 +223,8 @@ class LLM:
         for start, logits in self._all_logits(ids):
             following: list[int | None] = [*ids[start + 1 : start + 1 + len(logits)]]
             following += [None] * (len(logits) - len(following))
-            yield from enumerate(look(logits, top, following, self.model.kernels.survey), start)
+            found = self.model.kernels.surveys(logits, [top] * len(logits))
+            yield from enumerate(look(logits, top, following, found), start)
 
     def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(first position, (rows, vocab) float32) over all positions, on pages that are let go at the end."""

@@ -249,7 +249,7 @@ def test_an_arena_hands_out_apart_and_again() -> None:
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_a_survey_is_the_samplers_own(vocab: int, k: int) -> None:
     logits = (torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 12).round() / 4  # many ties
-    found, (ids, *masses) = Cpu().survey(logits, k), survey(logits.numpy(), k)
+    [found], (ids, *masses) = Cpu().surveys(logits[None], [k]), survey(logits.numpy(), k)
     assert found is not None
     assert found[0].tolist() == ids.tolist()
     assert found[1:] == pytest.approx(masses, rel=2e-6)
@@ -259,7 +259,23 @@ def test_a_survey_is_the_samplers_own(vocab: int, k: int) -> None:
 def test_a_survey_of_what_is_no_number_is_left_to_the_sampler(bad: float) -> None:
     logits = torch.randn(100)
     logits[77] = bad
-    assert Cpu().survey(logits, 5) is None
+    assert Cpu().surveys(logits[None], [5]) == [None]
+
+
+def test_rows_surveyed_together_give_the_bits_of_each_alone() -> None:
+    kernels = Cpu(threads=2)
+    logits = torch.randn(9, 20_011, generator=torch.Generator().manual_seed(4)) * 5
+    logits[3, 20_010] = float("nan")
+    counts = [10, 1, 64, 10, 65, 20_011, 7, 30_000, 10]  # the fourth has no number, and three ask for too many
+    together = kernels.surveys(logits, counts)
+    assert [found is not None for found in together] == [True, True, True, False, False, False, True, False, True]
+    for row, k, found in zip(logits, counts, together, strict=True):
+        [alone] = kernels.surveys(row[None], [k])
+        if found is None or alone is None:
+            assert found is alone
+        else:
+            assert found[0].tolist() == alone[0].tolist()
+            assert found[1:] == alone[1:]
 
 
 @pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])

@@ -167,7 +167,7 @@ def test_what_was_prepared_is_all_that_runs(family: str, quantize: str | None, t
     model = build(open_checkpoint(tiny(tmp_path, family)), kernels := Cpu(), quantize=quantize)
     prompts = [random_prompt(128, length, seed=length) for length in (1, 5, 40)]
     greedy(model, prompts, 3)
-    kernels.survey(torch.randn(1000), 10)
+    kernels.surveys(torch.randn(1, 1000), [10])
     form = quantize or "float32"
     ready, used = set(needed(form, "float32")), set(kernels._machine_code)
     assert used - ready <= RARE.get(family, set())

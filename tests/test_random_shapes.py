@@ -87,7 +87,7 @@ def test_norms_and_curves() -> None:
 def test_surveys() -> None:
     for kernels, k, vocab, _ in shapes("surveys", 40, 64, 60_000, 1):
         logits = torch.randn(max(vocab, k + 1)) * 5
-        found, (ids, mass, moment) = kernels.survey(logits, k), survey(logits.numpy(), k)
+        [found], (ids, mass, moment) = kernels.surveys(logits[None], [k]), survey(logits.numpy(), k)
         assert found is not None
         assert found[0].tolist() == ids.tolist()
         # Both are sums over all but the best: beside the whole mass, which is at least one.

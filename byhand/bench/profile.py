@@ -38,6 +38,7 @@ PARTS = {
 ENGINE = {
     "forward": "model in Python",
     "_logits": "head",
+    "_lines": "choice",
     "choose": "choice",
     "make_step": "record",
     "_read_ending": "text",

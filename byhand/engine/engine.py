@@ -17,11 +17,11 @@ import torch
 
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
-from byhand.engine.state import RunState, TextState, Work
+from byhand.engine.state import Line, RunState, TextState, Work, own_rows
 from byhand.errors import RunFinished
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model
-from byhand.sampling.chain import Choice, choose
+from byhand.sampling.chain import Choice, best_wanted, choose
 from byhand.sampling.constraints import Grammars
 from byhand.sampling.look import look
 from byhand.sampling.params import SamplingParams
@@ -108,7 +108,10 @@ class Engine:
         with self.lock:
             self.collect()
             self._pass_over(runs, runs)
-            return [[self.commit(run)] if self.is_ready(run) else [] for run in runs]
+            try:
+                return [[self.commit(run)] if self.is_ready(run) else [] for run in runs]
+            finally:
+                own_rows(run.kept for run in runs)
 
     def step_one(self, run: RunState, forced: int | None = None) -> Step:
         """One token for one run, the sampler's or `forced`, however many passes it needs."""
@@ -129,6 +132,7 @@ class Engine:
         with self.lock:
             while waiting := [run for run in runs if run.next_needed is not None]:
                 self._pass_over(waiting, [*waiting, *others])
+                own_rows(run.kept for run in waiting)
 
     def is_ready(self, run: RunState) -> bool:
         """Whether a token can be chosen for it now."""
@@ -163,12 +167,8 @@ class Engine:
 
         `victim` names a run that must give its pages up for this one; it is computed again later from its ids.
         """
-        fitted: list[Chunk] = []
-        for chunk in chunks:
-            gave_up_its_pages = chunk.start != chunk.run.computed
-            if not gave_up_its_pages and self._make_room(chunk, victim):
-                fitted.append(chunk)
-        return fitted
+        # A chunk that no longer begins where its run ends is of one that gave its pages up on the way.
+        return [chunk for chunk in chunks if chunk.start == chunk.run.computed and self._make_room(chunk, victim)]
 
     def _make_room(self, chunk: Chunk, victim: Callable[[RunState], RunState | None]) -> bool:
         while not self.pager.try_reserve(chunk.run, chunk.end):
@@ -181,7 +181,7 @@ class Engine:
     def compute(self, chunks: Sequence[Chunk], told: list[tuple[RunState, Told]]) -> None:
         """One pass over reserved chunks. A watched prompt position becomes a Position, an id of the user's a Step.
 
-        Both are added to `told`; the last row's logits are kept. A run whose own chain fails on the way ends alone.
+        Both are added to `told`; the last row is kept (`own_rows`). A run whose own chain fails on the way ends alone.
         """
         hidden = self.forward(chunks)
         firsts = accumulate((chunk.rows for chunk in chunks), initial=0)
@@ -195,24 +195,28 @@ class Engine:
         for first in range(0, len(wanted), rows_at_once):
             block = wanted[first : first + rows_at_once]
             logits = self._logits(hidden if len(block) == len(hidden) else hidden[[row for _, _, row in block]])
-            for (run, position, _), line in zip(block, logits, strict=True):
+            for (run, position, _), line in zip(block, self._lines(block, logits), strict=True):
                 try:
                     told += [(run, item) for item in self._use_row(run, position, line)]
                 except Exception as error:  # noqa: BLE001 (a user's stage may raise anything; it is the run's alone)
                     self.fail(run, error)
 
-    def _use_row(self, run: RunState, position: int, logits: torch.Tensor) -> Iterator[Told]:
+    def _lines(self, block: Sequence[tuple[RunState, int, int]], logits: torch.Tensor) -> list[Line]:
+        """The rows of logits, surveyed together, each for what it is used for first."""
+        counts = [(position < run.prompt_length and run.watch) or best_wanted(run.params) for run, position, _ in block]
+        return list(map(Line, logits, self.model.kernels.surveys(logits, counts)))
+
+    def _use_row(self, run: RunState, position: int, line: Line) -> Iterator[Told]:
         """What the logits after `position` are good for."""
         if run.error is not None:
             return
         if run.watch is not None and position == run.watched < run.prompt_length:
-            yield self._position(run, position, logits)
+            yield self._position(run, position, line)
             run.watched += 1
         if position + 1 == run.prompt_length + len(run.steps) < len(run.ids):
-            yield self.tell(run, logits)
+            yield self.tell(run, line)
         if position + 1 == len(run.ids) and not run.is_finished:
-            # A row among others is copied, so that it does not keep all of them.
-            run.kept = logits if logits.untyped_storage().nbytes() == logits.nbytes else logits.clone()
+            run.kept = line
 
     def fail(self, run: RunState, error: Exception) -> None:
         """End one run with an error and free its pages; rewind, edit, insert or set can bring it back."""
@@ -269,25 +273,21 @@ class Engine:
 
     # From logits to a Step.
 
-    def choose(self, run: RunState, logits: torch.Tensor, position: int, forced: int | None) -> Choice:
+    def choose(self, run: RunState, line: Line, position: int, forced: int | None) -> Choice:
         """Apply the run's chain and dice to the logits that stand before `position`."""
         return choose(
-            logits,
-            run.ids[:position],
+            line.logits,
+            run.ids if position == len(run.ids) else run.ids[:position],
             run.prompt_length,
             run.params,
-            eos_ids=self.stop_ids(run.params),
+            eos_ids=self.eos_ids,
             position=position,
             choice=run.choice,
             seed=run.seed,
             forced=forced,
             grammars=self.grammars,
-            surveyor=self.model.kernels.survey,
+            found=line.survey(best_wanted(run.params), self.model.kernels.surveys),
         )
-
-    def stop_ids(self, params: SamplingParams) -> frozenset[int]:
-        """The ids that end a run: the checkpoint's, unless ignored, and the request's."""
-        return frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
 
     def decide(self, run: RunState, forced: int | None = None) -> Choice:
         """The next token of a run that is ready; nothing changes, except that a chain that fails ends the run."""
@@ -316,24 +316,24 @@ class Engine:
         self.keep_step(run, step)
         return step
 
-    def tell(self, run: RunState, logits: torch.Tensor) -> Step:
+    def tell(self, run: RunState, line: Line) -> Step:
         """Make the Step of the first id of the user's that has none yet, from the logits that stand before it."""
         position = run.prompt_length + len(run.steps)
-        choice = self.choose(run, logits, position, run.ids[position])
+        choice = self.choose(run, line, position, run.ids[position])
         text = run.text_state.insert(choice.id)
         if run.recent is not None:
-            run.recent.keep(position, logits.clone())
+            run.recent.keep(position, line)
         step = replace(self.make_step(run, choice, position, text, run.work, 0.0), finish_reason=None)
         self.keep_step(run, step)
         return step
 
-    def _position(self, run: RunState, position: int, logits: torch.Tensor) -> Position:
+    def _position(self, run: RunState, position: int, line: Line) -> Position:
         assert run.watch is not None
         if run.prompt_tokens is None:
             run.prompt_tokens = tuple(self.tokenizer.token(token) for token in run.ids[: run.prompt_length])
             run.pieces = tuple(token.text for token in run.prompt_tokens)
         follows = run.ids[position + 1] if position + 1 < run.prompt_length else None
-        [row] = look(logits[None], run.watch, [follows], self.model.kernels.survey)
+        [row] = look(line.logits[None], run.watch, [follows], [line.survey(run.watch, self.model.kernels.surveys)])
         best = tuple(self.candidate(*entry) for entry in row.top)
         actual = None if row.actual is None else self.candidate(*row.actual)
         return Position(position, run.prompt_tokens[position], best[0], best, actual, row.entropy, run.pieces)
@@ -346,7 +346,7 @@ class Engine:
 
     def _read_ending(self, run: RunState, token: int) -> str:
         """Turn the newest id into text, and find out whether it ends the run."""
-        if token in self.stop_ids(run.params):
+        if token in run.params.stop_ids or (token in self.eos_ids and not run.params.ignore_eos):
             run.finish_reason, run.stop_reason = FinishReason.STOP, token
             return run.text_state.flush()
         if run.generated < (run.params.min_tokens or 0):
@@ -369,9 +369,7 @@ class Engine:
         if len(run.ids) >= self.longest(run) or (limit is not None and run.generated >= limit):
             run.finish_reason = FinishReason.LENGTH
 
-    def make_step(
-        self, run: RunState, choice: Choice, position: int, text: str, work: Work, extra_seconds: float
-    ) -> Step:
+    def make_step(self, run: RunState, choice: Choice, position: int, text: str, work: Work, seconds: float) -> Step:
         """Put a choice into words: its ids become Tokens, the pass that made it stands beside it."""
         return Step(
             index=position - run.prompt_length,
@@ -383,7 +381,7 @@ class Engine:
             entropy=choice.entropy,
             margin=choice.margin,
             tail_mass=choice.tail_mass,
-            top=tuple(self.candidate(*entry) for entry in choice.top),
+            top=tuple([self.candidate(*entry) for entry in choice.top]),
             chain=choice.chain,
             draw=choice.draw,
             forced=choice.forced,
@@ -391,7 +389,7 @@ class Engine:
             positions_computed=work.computed,
             positions_reused=work.reused,
             cache_pages=len(run.pages),
-            seconds=work.seconds + extra_seconds,
+            seconds=work.seconds + seconds,
             finish_reason=run.finish_reason,
         )
 

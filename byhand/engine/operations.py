@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from byhand.engine.engine import Engine
-from byhand.engine.state import RunState, Snapshot, TextState, Work
+from byhand.engine.state import RunState, Snapshot, TextState, Work, own_rows
 from byhand.errors import BadRequest, PromptError
 from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step
@@ -154,6 +154,7 @@ def fork(engine: Engine, run: RunState, *, seed: int | None = None, choice: int 
     """A run equal to its parent in everything, on the same pages; a new seed or choice number throws other dice."""
     with engine.lock:
         engine.collect()
+        own_rows([run.kept])
         twin = replace(
             run,
             ids=list(run.ids),

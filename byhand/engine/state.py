@@ -14,6 +14,8 @@ from byhand.types import FinishReason, Step, Token
 if TYPE_CHECKING:
     import torch
 
+    from byhand.sampling.look import Survey, Surveyor
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -112,16 +114,17 @@ class RecentRows:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._rows: dict[int, torch.Tensor] = {}
+        self._rows: dict[int, Line] = {}
 
-    def keep(self, position: int, logits: torch.Tensor) -> None:
+    def keep(self, position: int, line: Line) -> None:
         """Keep the row that stood before `position`; the oldest goes when there are too many."""
         self._rows.pop(position, None)
-        self._rows[position] = logits
+        own_rows([line])
+        self._rows[position] = line
         while len(self._rows) > self._count:
             del self._rows[next(iter(self._rows))]
 
-    def find(self, position: int) -> torch.Tensor | None:
+    def find(self, position: int) -> Line | None:
         """The row, if it is still kept."""
         return self._rows.get(position)
 
@@ -143,6 +146,27 @@ class RecentRows:
 
 
 @dataclass(slots=True, eq=False)
+class Line:
+    """A row of logits (vocab,) float32, and what a kernel's survey found in it. The numbers never change."""
+
+    logits: torch.Tensor
+    found: Survey | None = None
+
+    def survey(self, k: int, surveyor: Surveyor) -> Survey | None:
+        """What it says of its best k; made again where that was another number."""
+        if self.found is None or len(self.found[0]) != k:
+            [self.found] = surveyor(self.logits[None], [k])
+        return self.found
+
+
+def own_rows(lines: Iterable[Line | None]) -> None:
+    """Give what outlives its turn memory of its own: a row among others keeps all of them alive."""
+    for line in lines:
+        if line is not None and line.logits.untyped_storage().nbytes() > line.logits.nbytes:
+            line.logits = line.logits.clone()
+
+
+@dataclass(slots=True, eq=False)
 class RunState:
     """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it.
 
@@ -159,7 +183,7 @@ class RunState:
     cached: int = 0  # the prompt's positions that were found in the prefix index
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)  # hashes of the full pages, in order
-    kept: torch.Tensor | None = None  # (vocab,) float32: the last row's logits, not sampled yet
+    kept: Line | None = None  # the last row's logits, not sampled yet
     work: Work = Work()  # what the passes since the last token have cost
     steps: list[Step] = field(default_factory=list)
     step_params: list[SamplingParams] = field(default_factory=list)  # the settings each step was made with

@@ -15,7 +15,7 @@ from byhand.engine.jobs import Job, Ticket
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Meter
 from byhand.engine.scheduler import MIXED_ROWS, Chunk, Scheduler
-from byhand.engine.state import RunState
+from byhand.engine.state import RunState, own_rows
 from byhand.engine.until import end_probability
 from byhand.errors import OutOfPages, TimeLimit
 from byhand.types import FinishReason, Position, Step, Usage
@@ -134,6 +134,7 @@ class Turns:
         for run in list(self.scheduler.running):
             if run in self.jobs:
                 self._advance(self.jobs[run])
+        own_rows(chunk.run.kept for chunk in computed)
         prefilled = sum(chunk.rows for chunk in computed if chunk.rows > 1)
         if computed:
             self.meter.passed(prefilled, self.meter.generated_tokens - before, perf_counter() - started)
@@ -261,7 +262,8 @@ class Turns:
         choice = engine.decide(run, job.forced)
         if job.until is not None and job.forced is None and job.passed != len(run.ids):
             assert run.kept is not None
-            why = job.until.before(choice, end_probability(run.kept, engine.eos_ids | {*run.params.stop_ids}, choice))
+            ending = end_probability(run.kept.logits, engine.eos_ids | {*run.params.stop_ids}, choice)
+            why = job.until.before(choice, ending)
             if why is not None:
                 job.passed = len(run.ids)
                 self.pause(job, why)

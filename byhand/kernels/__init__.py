@@ -57,8 +57,8 @@ class Kernels(Protocol):
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
 
-    def survey(self, logits: Tensor, k: int) -> Survey | None:
-        """What logits (vocab,) float32 say before any chain, or None where the sampler's own way is as good."""
+    def surveys(self, logits: Tensor, counts: Sequence[int]) -> list[Survey | None]:
+        """What each row of logits (rows, vocab) says of its best k, or None where the sampler's own way is as good."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x (..., size) over its root mean square, times weight (size,)."""

@@ -15,7 +15,7 @@ from byhand.sampling import stages
 from byhand.sampling.constraints import Grammars
 from byhand.sampling.dice import draw, throw
 from byhand.sampling.fields import plain
-from byhand.sampling.look import Row, Scored, Surveyor, measure, vector
+from byhand.sampling.look import Row, Scored, Survey, measure, vector
 from byhand.sampling.order import Logits, survivors
 from byhand.sampling.params import CONSTRAINTS, SamplingParams, StageFunction, fields_table, stage_name
 from byhand.sampling.stages import History
@@ -91,8 +91,8 @@ def _active(params: SamplingParams) -> list[tuple[str, str, Stage]]:
     """Name, setting and function of every stage that is not off, in order."""
 
     def field_stages(names: Sequence[str]) -> list[tuple[str, str, Stage]]:
-        values = ((name, getattr(params, name)) for name in names)
-        return [(name, _setting(value), getattr(stages, name)) for name, value in values if value != OFF[name]]
+        on = [name for name in names if getattr(params, name) != OFF[name]]
+        return [(name, _setting(getattr(params, name)), getattr(stages, name)) for name in on]
 
     own = [(stage_name(function), "", partial(_own_stage, function)) for function in params.stages]
     return [*field_stages(PROCESSORS), *own, *field_stages(() if params.is_greedy else WARPERS)]
@@ -133,14 +133,10 @@ class Choice:
     forced: bool
 
 
-def _candidates(links: Sequence[Link], row: Row, ids: Sequence[int], ranks: Sequence[int], norm: float) -> list[Scored]:
-    """The raw numbers of each id, its probability after the chain, and the first stage that left it at -inf."""
-    table = np.array([link.logits[ids] for link in links], dtype=np.float64).T.tolist()  # (len(ids), links)
-    candidates = []
-    for token, rank, line in zip(ids, ranks, table, strict=True):
-        removed_by = next((link.name for link, logit in zip(links, line, strict=True) if logit == -inf), None)
-        candidates.append(Scored(token, row.logprob(token), rank, exp(line[-1] - norm), removed_by))
-    return candidates
+def _scored(links: Sequence[Link], row: Row, norm: float, token: int, rank: int, line: Sequence[float]) -> Scored:
+    """A candidate, its probability after the chain, and the first stage that left it at -inf: `line` has its logits."""
+    removed_by = links[line.index(-inf)].name if -inf in line else None
+    return Scored(token, line[0] - row.log_normalizer, rank, exp(line[-1] - norm), removed_by)
 
 
 def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw | None, float]:
@@ -151,6 +147,11 @@ def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw
     if u is None:
         return int(alive.ids[alive.values.argmax()]), None, alive.log_normalizer
     return *draw(alive, u), alive.log_normalizer
+
+
+def best_wanted(params: SamplingParams, top: int = TOP) -> int:
+    """How many of the best a choice with these params tells of."""
+    return max(TOP, top, params.logprobs or 0)
 
 
 def choose(
@@ -166,35 +167,33 @@ def choose(
     forced: int | None = None,
     top: int = TOP,
     grammars: Grammars | None = None,
-    surveyor: Surveyor | None = None,
+    found: Survey | None = None,
 ) -> Choice:
     """Choose the token at `position` from raw logits (vocab,), and keep everything there is to know about it.
 
     `ids` are prompt and continuation so far. `forced` names the token instead: the chain still shows what it would
     have made of it, and no dice are thrown. Equal arguments give equal choices: nothing is remembered between calls.
-    `surveyor` is a backend's own way to find the best and the mass of the rest.
+    `found` is what a kernel's survey says of the best `best_wanted` and the mass of the rest.
     """
     values = vector(logits)
     if forced is not None and not 0 <= forced < len(values):
         raise BadRequest(f"token {forced} cannot be forced; this model's ids end at {len(values) - 1}", param="force")
-    count = max(TOP, top, params.logprobs or 0)
-    row = measure(values, count, surveyor(logits, count) if surveyor else None)
+    row = measure(values, best_wanted(params, top), found)
     links = run_chain(values, History(ids, prompt_length, eos_ids, grammars), params)
     u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
     token, share, log_normalizer = _decide(links, row, u)
     token = token if forced is None else forced
     top_ids = row.top_ids.tolist()
-    rank = top_ids.index(token) + 1 if token in top_ids else row.rank(token)
-    ranks = [*range(1, len(top_ids) + 1), rank]
-    *best, chosen = _candidates(links, row, [*top_ids, token], ranks, log_normalizer)
-    chain = (ChainStage(link.name, link.setting, link.kept, tuple(link.logits[top_ids].tolist())) for link in links)
-    return Choice(
-        **chosen._asdict(),
-        entropy=row.entropy,
-        margin=row.margin,
-        tail_mass=row.tail_mass,
-        top=tuple(best),
-        chain=tuple(chain),
-        draw=share,
-        forced=forced is not None,
-    )
+    table = [tuple(link.logits[row.top_ids].tolist()) for link in links]  # (links, len(top_ids))
+    entries = enumerate(zip(top_ids, zip(*table, strict=True), strict=True), start=1)
+    best = tuple([_scored(links, row, log_normalizer, each, rank, line) for rank, (each, line) in entries])
+    if token in top_ids:
+        chosen = best[top_ids.index(token)]
+    else:
+        line = [float(link.logits[token]) for link in links]
+        chosen = _scored(links, row, log_normalizer, token, row.rank(token), line)
+    stages = zip(links, table, strict=True)
+    chain = tuple([ChainStage(link.name, link.setting, link.kept, logits) for link, logits in stages])
+    _, logprob, rank, prob, removed_by = chosen
+    measures = (row.entropy, row.margin, row.tail_mass)
+    return Choice(token, logprob, rank, prob, removed_by, *measures, best, chain, share, forced is not None)

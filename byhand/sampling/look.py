@@ -25,9 +25,9 @@ class Scored(NamedTuple):
 
 
 # The best k ids, falling, ties by the lower id; and over all other tokens the sums of w = exp(logit - highest) and of
-# w · (logit - highest). A backend's kernel makes one of (vocab,) float32 logits and k, or None where it cannot.
+# w · (logit - highest). A backend's kernel makes one of each row of (rows, vocab) and its k, or None where it cannot.
 Survey = tuple[Ids, float, float]
-Surveyor = Callable[[torch.Tensor, int], Survey | None]
+Surveyor = Callable[[torch.Tensor, Sequence[int]], list[Survey | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +125,15 @@ def look(
     logits: torch.Tensor,
     k: int = 10,
     actual_ids: Sequence[int | None] | None = None,
-    surveyor: Surveyor | None = None,
+    surveys: Sequence[Survey | None] | None = None,
 ) -> list[Look]:
     """Look at every row of (rows, vocab): the same numbers as `choose` gives, without a chain.
 
-    `actual_ids` names the token that really follows each row, None where none does. Rows are taken one by one: each
-    is a few passes over memory that stays in the processor's cache, and gives the same bits in any batch.
+    `actual_ids` names the token that really follows each row, None where none does; `surveys` are what a kernel found.
+    Rows are taken one by one: each is a few passes over memory that stays in the processor's cache, and gives the
+    same bits in any batch.
     """
     rows = logits.detach().to("cpu", torch.float32)
-    follows = [None] * len(rows) if actual_ids is None else actual_ids
-    return [
-        _look_at_row(row.numpy(), k, actual, surveyor(row, k) if surveyor else None)
-        for row, actual in zip(rows, follows, strict=True)
-    ]
+    nothing = [None] * len(rows)
+    lines = zip(rows, actual_ids or nothing, surveys or nothing, strict=True)
+    return [_look_at_row(row.numpy(), k, actual, found) for row, actual, found in lines]

@@ -47,9 +47,9 @@ def exp_moments(values: Logits, peak: float) -> tuple[float, float]:
     for start in range(0, len(values), CHUNK):
         distances = np.subtract(values[start : start + CHUNK], peak, dtype=np.float64)
         weights = np.exp(distances)
-        total += float(weights.sum())
+        total += float(np.add.reduce(weights))
         weights *= distances
-        moment += float(weights.sum())
+        moment += float(np.add.reduce(weights))
     return total, moment
 
 

@@ -39,7 +39,7 @@ class ByteLevel:
     def bytes_of(self, piece: str) -> bytes:
         """The bytes a piece stands for; a piece written outside the alphabet (an added token) stands for itself."""
         try:
-            return bytes(_BYTE_OF[character] for character in piece)
+            return bytes(map(_BYTE_OF.__getitem__, piece))
         except KeyError:
             return piece.encode()
 

@@ -52,6 +52,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Take more text: what is safe to show of it, and the stop string found. After a stop nothing is shown."""
+        if not self.stops:
+            return text, None
         if self.matched is not None:
             return "", self.matched
         for end, character in enumerate(text, start=1):

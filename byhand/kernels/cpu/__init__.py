@@ -7,6 +7,7 @@ one, is in calls.py and recording.py.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -234,15 +235,20 @@ class Cpu(Calls):
         self._run(place, threads, ids.data_ptr(), rows, matrix.numbers, matrix.scales, matrix.inner, y.data_ptr())
         return y
 
-    def survey(self, logits: Tensor, k: int) -> Survey | None:
-        """The best k of logits (vocab,) and the mass of the others, in two readings; None where k is large."""
-        if k > MANY_BEST or k >= len(logits) or logits.dtype != torch.float32 or not logits.is_contiguous():
-            return None
-        ids, results, values = torch.empty(k, dtype=torch.int64), torch.empty(3, dtype=torch.float64), torch.empty(k)
-        places = (values.data_ptr(), ids.data_ptr(), results.data_ptr())
-        self._run("survey", 1, logits.data_ptr(), len(logits), k, *places)
-        is_finite, mass, moment = results.tolist()
-        return (ids.numpy(), mass, moment) if is_finite else None
+    def surveys(self, logits: Tensor, counts: Sequence[int]) -> list[Survey | None]:
+        """The best so many of each row of logits (rows, vocab) and the mass of the others; None where they are many."""
+        rows, vocab = logits.shape
+        able = array("q", [k if k <= MANY_BEST and k < vocab else 0 for k in counts])
+        most = max(able, default=0)
+        if not most or logits.dtype != torch.float32 or not logits.is_contiguous():
+            return [None] * rows
+        values, ids = torch.empty(rows, most), torch.empty(rows, most, dtype=torch.int64)
+        results = torch.empty(rows, 3, dtype=torch.float64)
+        places = (logits.data_ptr(), vocab, most, values.data_ptr(), ids.data_ptr(), results.data_ptr())
+        threads = self._threads_for(rows * vocab) if rows > 1 else 1
+        self._run("survey", threads, able.buffer_info()[0], *places, shares=rows)
+        found = zip(counts, ids.numpy(), results.tolist(), strict=True)
+        return [(best[:k], mass, moment) if is_finite else None for k, best, (is_finite, mass, moment) in found]
 
     # Norms and curves.
 

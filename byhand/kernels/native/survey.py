@@ -1,4 +1,4 @@
-"""What a row of logits says before any chain, in two readings: the best few, and the mass of all the others.
+"""What rows of logits say before any chain, each in two readings: the best few, and the mass of all the others.
 
 The arguments are as in products.py. Sums of weights are float64; the weights are exponentials in float32, each within
 1e-6 of its value.
@@ -10,7 +10,7 @@ from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.vectors import (
     argument,
-    exp,
+    decay,
     highest,
     integer,
     larger,
@@ -87,14 +87,14 @@ def add_moments(logits, start, stop, peak, results):
         masses, moments = spread(0.0), spread(0.0)
         for at in range(first, min(first + TURN * LANES, whole), LANES):
             distances = load_float32(logits + 4 * at) - peaks
-            weights = exp(distances)
+            weights = decay(distances)
             masses = masses + weights
             moments = moments + weights * distances
         mass += total(masses)
         moment += total(moments)
     for at in range(whole, stop):
         distance = one_float32(logits + 4 * at) - peak
-        weight = total(exp(spread(distance))) / LANES
+        weight = total(decay(spread(distance))) / LANES
         mass += weight
         moment += weight * distance
     put_double(results + 8, one_double(results + 8) + mass)
@@ -102,16 +102,18 @@ def add_moments(logits, start, stop, peak, results):
 
 
 def survey(at, share):
-    """Arguments: shares (one), logits, size, k, k float32 to work in, ids, results.
+    """Arguments: shares, which are rows, their k, logits (rows, size), size, the most k, then for as many of each row:
+    float32 to work in, ids; results.
 
-    The best k go to ids (k,) int64, falling; to results (3,) float64: 1 if all logits are finite, and over all but the
-    best k the sum of w = exp(logit - highest) and the sum of w · (logit - highest).
+    The best k go to ids (k,) int64, falling; to results (3,) float64: 1 if k is not 0 and all logits are finite, and
+    over all but the best k the sum of w = exp(logit - highest) and the sum of w · (logit - highest).
     """
-    logits, size, k = argument(at, 1), argument(at, 2), argument(at, 3)
-    values, ids, results = argument(at, 4), argument(at, 5), argument(at, 6)
+    k, size, most = integer(argument(at, 1) + 8 * share), argument(at, 3), argument(at, 4)
+    logits, values = argument(at, 2) + 4 * size * share, argument(at, 5) + 4 * most * share
+    ids, results = argument(at, 6) + 8 * most * share, argument(at, 7) + 24 * share
     for place in range(3):
         put_double(results + 8 * place, 0.0)
-    if is_finite(logits, size):
+    if k > 0 and is_finite(logits, size):
         put_double(results, 1.0)
         found = find_best(logits, size, k, values, ids)
         start, before, peak = 0, -1, one_float32(values)

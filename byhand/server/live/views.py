@@ -78,14 +78,15 @@ def change_view(run: RunState, dropped: int) -> Json:
 def logits_view(llm: LLM, run: RunState, index: int) -> Json:
     """The raw logits before token `index` of the continuation, or before the one to come; the best with their names."""
     position = run.prompt_length + index
-    row = run.kept if position == len(run.ids) else run.recent.find(position) if run.recent else None
-    if row is None:
+    line = run.kept if position == len(run.ids) else run.recent.find(position) if run.recent else None
+    if line is None:
         known = [place - run.prompt_length for place in run.recent.positions] if run.recent else []
         known += [run.generated] if run.kept is not None else []
         listed = f"{min(known)} to {max(known)}" if known else "none"
         raise BadRequest(
             f"the logits of step {index} are not kept; those of the last steps are: {listed}", param="index"
         )
+    row = line.logits
     data = b64encode(row.numpy().astype("<f4").tobytes()).decode()
     best = row.topk(min(NAMED, len(row))).indices.tolist()
     tokens = [token_to_json(llm.tokenizer.token(token)) for token in best]

@@ -1,0 +1,145 @@
+"""The rows of logits that tokens are chosen from: surveyed together, counted as asked, and no longer held than used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+import torch
+
+from byhand import LLM, BadRequest, SamplingParams, Step
+from byhand.engine import operations
+from byhand.engine.events import Event, Paused
+from byhand.engine.state import Line, RunState
+from byhand.engine.steered import Steered
+from byhand.engine.until import Until
+from byhand.engine.worker import Worker
+from byhand.kernels import Survey
+
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5], [3, 5, 8, 9, 7, 9]]
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=8, ignore_eos=True)
+
+
+def opened(llm: LLM, params: SamplingParams = SAMPLED) -> list[RunState]:
+    """Three runs of which nothing is computed; as states, which hold their pages until the engine is gone."""
+    seeds = enumerate(PROMPTS)
+    return [llm.engine.open(ids, params, seed=seed) for seed, ids in seeds]
+
+
+def steps_of(llm: LLM, params: SamplingParams) -> list[Step]:
+    states = opened(llm, params)
+    while waiting := [state for state in states if not state.is_finished]:
+        llm.engine.step(waiting)
+    return [step for state in states for step in state.steps]
+
+
+def is_alone(line: Line | None) -> bool:
+    """Whether a row keeps only itself in memory."""
+    assert line is not None
+    return line.logits.untyped_storage().nbytes() == line.logits.nbytes
+
+
+def no_surveys(logits: torch.Tensor, counts: Sequence[int]) -> list[Survey | None]:
+    return [None] * len(counts)
+
+
+# Surveys.
+
+
+def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, calls = opened(llm), []
+    states[1].params = states[1].params.replace(logprobs=20)
+    given = llm.model.kernels.surveys
+
+    def counted(logits: torch.Tensor, counts: Sequence[int]) -> list[Survey | None]:
+        calls.append(list(counts))
+        return given(logits, counts)
+
+    monkeypatch.setattr(llm.model.kernels, "surveys", counted)
+    for _ in range(4):
+        llm.engine.step(states)
+    assert calls == [[10, 20, 10]] * 4
+    assert [len(state.steps[-1].top) for state in states] == [10, 20, 10]
+
+
+@pytest.mark.parametrize("params", [SAMPLED, SamplingParams(max_tokens=8, logprobs=70), SAMPLED.replace(logprobs=30)])
+def test_surveys_change_no_choice(llm: LLM, params: SamplingParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = steps_of(llm, params)
+    monkeypatch.setattr(llm.model.kernels, "surveys", no_surveys)
+    for quick, slow in zip(fast, steps_of(llm, params), strict=True):
+        assert (quick.token, quick.rank, quick.text) == (slow.token, slow.rank, slow.text)
+        assert [each.token for each in quick.top] == [each.token for each in slow.top]
+        for name in ("logprob", "entropy", "margin", "tail_mass"):
+            assert getattr(quick, name) == pytest.approx(getattr(slow, name), rel=1e-5, abs=1e-6)
+
+
+def test_a_step_tells_of_as_many_as_are_wanted_when_it_is_taken(llm: LLM) -> None:
+    early, late = llm.start(PROMPTS[0], SAMPLED.replace(seed=1, logprobs=25)), llm.start(PROMPTS[0], SAMPLED)
+    late.set(logprobs=25, seed=1)
+    first, second = early.step(), late.step()
+    assert len(first.top) == 25
+    assert (first.top, first.entropy, first.tail_mass) == (second.top, second.entropy, second.tail_mass)
+
+
+# Memory: a row that outlives its turn keeps no other rows alive.
+
+
+def test_rows_of_prompts_read_together_are_alone(llm: LLM) -> None:
+    states = opened(llm)
+    llm.engine.prefill(states)
+    assert all(is_alone(state.kept) for state in states)
+
+
+def test_a_row_left_over_by_a_step_that_failed_is_alone(llm: LLM) -> None:
+    def fails(ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
+        raise ValueError("on purpose")
+
+    states = opened(llm)
+    states[1].params = states[1].params.replace(stages=(fails,))
+    with pytest.raises(BadRequest, match="on purpose"):
+        llm.engine.step(states)
+    assert states[0].kept is None
+    assert is_alone(states[2].kept)
+
+
+def test_a_fork_in_the_middle_of_a_turn_is_alone(llm: LLM) -> None:
+    states = opened(llm)
+    llm.engine._pass_over(states, states)
+    assert not is_alone(states[0].kept)
+    assert is_alone(operations.fork(llm.engine, states[0]).kept)
+
+
+def test_rows_of_steered_runs_at_rest_are_alone(tiny_folder: Path) -> None:
+    worker, paused = Worker(lambda: LLM(tiny_folder)), SimpleQueue[Paused]()
+    worker.opened.result(30)
+    runs: list[Steered] = []
+
+    def together(act: Callable[[], object]) -> None:
+        """What is asked while the worker waits happens in the same turn."""
+        wait = threading.Event()
+        worker.call(lambda: wait.wait(20))
+        act()
+        wait.set()
+        for _ in PROMPTS:
+            paused.get(timeout=20)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Paused):
+            paused.put(event)
+
+    try:
+        together(lambda: runs.extend(worker.open(ids, SAMPLED, hear) for ids in PROMPTS))
+        assert all(run.look(lambda _, state: is_alone(state.kept)).result(20) for run in runs)
+        together(lambda: [run.go(2) for run in runs])
+        together(lambda: [run.go(until=Until(entropy=0.0)) for run in runs])
+        for run in runs:
+            kept, recent = run.look(lambda _, state: (state.kept, state.recent)).result(20)
+            assert is_alone(kept)
+            assert recent is not None
+            assert len(recent.positions) == 2
+            assert all(is_alone(recent.find(position)) for position in recent.positions)
+    finally:
+        worker.close()
