@@ -33,7 +33,7 @@ four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) fo
 two_by_eight = tile(FORMATS["float32"], 2, 8)
 
 # Bytes of weights that are kept near while many rows pass by: a part of the second cache.
-KEPT = 2**17
+KEPT = 2**18
 # Numbers of a row of weights that are gone through before the next rows of weights, when many rows pass by.
 INNER = 2048
 
@@ -150,7 +150,7 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
     scale_stride = SCALE_BYTES * blocks
     # For many rows: so many weights that they stay in the second cache while all rows pass by, and of each so many
     # numbers that eight rows of activations stay in the first.
-    width = stop - start if rows <= 8 else max(4, KEPT // (stride + 1) // 4 * 4)
+    width = stop - start if rows <= 4 else max(4, KEPT // (stride + 1) // 4 * 4)
     chunk = max(1, blocks if rows <= 4 else INNER // BLOCK)
     for first in range(start, stop, max(4, width)):
         last = min(first + width, stop)
