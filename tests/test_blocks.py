@@ -361,6 +361,23 @@ def test_three_matrices_share_their_rows(rows: int) -> None:
         assert (found - truth).abs().max() <= 2e-6 * truth.abs().max()
 
 
+@pytest.mark.parametrize("prefill", ["exact", "fast"])
+@pytest.mark.parametrize("rows", [300, 530])
+def test_rows_that_are_too_many_for_the_third_cache_take_turns(
+    rows: int, prefill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = [Weight.of(torch.randn(out, 96).bfloat16()) for out in (64, 37)]
+    x, bias, residual, kernels = torch.randn(rows, 96), torch.randn(64), torch.randn(rows, 64), Cpu(prefill=prefill)
+    whole = kernels.linears(x, weights, (bias, None)), kernels.linear(x, weights[0], bias, residual)
+    monkeypatch.setattr("byhand.kernels.cpu.PACKED", 1)
+    calls, run = [], kernels._run
+    monkeypatch.setattr(kernels, "_run", lambda name, *rest, **more: (calls.append(name), run(name, *rest, **more)))
+    parts = kernels.linears(x, weights, (bias, None)), kernels.linear(x, weights[0], bias, residual)
+    assert all(map(torch.equal, (*whole[0], whole[1]), (*parts[0], parts[1])))
+    passes = -(-rows // (2 * MANY_ROWS))
+    assert len([name for name in calls if name.startswith("linear_many")]) == 2 * passes
+
+
 @pytest.mark.parametrize("form", ["bfloat16", *QUANTIZED])
 def test_fast_stays_near(form: str) -> None:
     def made(seed: int) -> Weight:

@@ -29,6 +29,8 @@ from byhand.weights import FORMATS, Weight
 # weights of any format but float32. Level between 40 and 96 rows, by format and size (benchmarks/crossover.py); in
 # large matrices of exact floats it pays from 16 on.
 MANY_ROWS = 64
+# float32 numbers of packed activations that stay in the third cache, 8 MiB: more rows are made in two passes or more.
+PACKED = 2**21
 # Rows from which prefill="fast" rounds them for weights in bfloat16.
 ROUNDED_ROWS = 4
 # Rows from which torch is faster on a weight that is stored in columns.
@@ -120,6 +122,12 @@ class Cpu(Calls):
         if residual is not None:
             residual = residual.contiguous()
             self._read(residual)
+        if (count := self._passes(first, rows)) > 1:
+            some = -(-rows // count)
+            for here in (slice(start, start + some) for start in range(0, rows, some)):
+                pieces = [(matrix, bias, y[here]) for matrix, bias, y in parts]
+                self._linears(x[here], pieces, residual if residual is None else residual[here])
+            return
         arguments: list[int] = []
         for matrix, bias, y in parts:
             arguments += (matrix.numbers, matrix.scales, matrix.out, address(bias), y.data_ptr())
@@ -134,6 +142,11 @@ class Cpu(Calls):
         threads = self._threads_for(rows * first.inner * sum(matrix.out for matrix in matrices))
         numbers = (x.data_ptr(), row_bytes, rows, first.inner, address(residual), *arguments)
         self._run(f"linear_{form}", threads, *numbers)
+
+    def _passes(self, matrix: Matrix, rows: int) -> int:
+        """In how many passes over the weights a product is made, so that the rows of one stay near."""
+        steps = matrix.inner // 2 if self._is_fast(matrix, rows) else matrix.inner
+        return -(-rows // max(2 * MANY_ROWS, PACKED // max(steps, 1)))
 
     def _packed(self, x: Tensor, matrix: Matrix) -> tuple[bool, int]:
         """What a product for many rows reads x as: whether it is rounded, and where it lies."""
