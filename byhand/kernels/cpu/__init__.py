@@ -44,11 +44,6 @@ def are_turned(matrices: Sequence[Matrix], rows: int) -> bool:
     return rows >= MANY_ROWS and all(matrix.inner % WIDE == 0 and matrix.out >= WIDE for matrix in matrices)
 
 
-def tiles_of(matrix: Matrix) -> int:
-    """Of how many tiles its result for many rows is made."""
-    return -(-matrix.out // WIDE)
-
-
 class Cpu(Calls):
     """The backend. `prefill`: "exact" keeps float32's accuracy for many rows; "fast" takes bfloat16 products there:
     for prompts, and for four or more runs that decode together.
@@ -135,7 +130,10 @@ class Cpu(Calls):
         matrices = [matrix for matrix, _, _ in parts]
         if are_turned(matrices, rows):
             rounded, packed = self._packed(x, first)
-            shares, numbers = sum(map(tiles_of, matrices)), (packed, rows, first.inner, address(residual), *arguments)
+            shares, numbers = (
+                sum(matrix.tiles for matrix in matrices),
+                (packed, rows, first.inner, address(residual), *arguments),
+            )
             self._run(many_of(first.format, rounded=rounded)[0], self.threads, *numbers, shares=shares)
             return
         form, x, row_bytes = self._activations(x, first)
@@ -214,7 +212,7 @@ class Cpu(Calls):
                 for number in (matrix.numbers, matrix.scales, address(bias))
             ]
             numbers = (packed, rows, first.inner, first.out, *weights, y.data_ptr())
-            self._run(many_of(first.format, rounded=rounded)[1], self.threads, *numbers, shares=tiles_of(first))
+            self._run(many_of(first.format, rounded=rounded)[1], self.threads, *numbers, shares=first.tiles)
             return y
         form, x, row_bytes = self._activations(x, first)
         self._run(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from byhand.errors import BadRequest
+from byhand.kernels.native.panels import WIDE
 from byhand.kernels.native.tiles import GROUP
 from byhand.kv_cache import Batch, KVCache
 from byhand.weights import FORMATS, Weight
@@ -82,6 +83,11 @@ class Matrix:
         self.scales = weight.tensors[1].data_ptr() if len(weight.tensors) > 1 else 0
         if self.scales:
             self.inner = -(-self.inner // GROUP) * GROUP
+
+    @property
+    def tiles(self) -> int:
+        """Of how many tiles its product with many rows is made."""
+        return -(-self.out // WIDE)
 
 
 class Layer:
