@@ -107,13 +107,22 @@ def write_row(x, cache, count):
         put_one(cache + BYTES * at, one_float32(x + 4 * at))
 
 
-def score_some(q, keys, stride, scores, count, head_dim):
-    """scores[head, i] = q[head] · keys[i] for `count` heads and all keys of a page."""
+@inlined
+def fetch_tokens(place, stride, size, first, last):
+    """Ask early for one head's part of some tokens of a page."""
+    for token in range(first, last):
+        for at in range(0, size, 64):
+            fetch_early(place + token * stride + at)
+
+
+def score_some(q, keys, stride, scores, count, head_dim, following):
+    """scores[head, i] = q[head] · keys[i] for `count` heads and all keys of a page; asks for those of another page."""
     stay_apart()
     blocks = head_dim // LANES
     row = 4 * head_dim
     for i in range(0, PAGE, 4):
         key, out = keys + i * stride, scores + 4 * i
+        fetch_tokens(following, stride, head_dim * BYTES, i, i + 4)
         head = 0
         while head + 4 <= count:
             four_heads(key, stride, 0, 0, q + head * row, row, blocks, out + 4 * PAGE * head, 4 * PAGE, 4, 0)
@@ -196,14 +205,6 @@ def soften(scores, value, head, first, last, state, sums, head_dim):
     put(state + 8 * head + 4, share + total(weights))
 
 
-@inlined
-def fetch_head(place, stride, size):
-    """Ask early for one head's part of a page."""
-    for token in range(PAGE):
-        for at in range(0, size, 64):
-            fetch_early(place + token * stride + at)
-
-
 def attend_part(
     q, keys, values, stride, table, low, high, position, heads, kv_heads, head_dim,
     softcap, slopes, scores, state, sums,
@@ -217,18 +218,19 @@ def attend_part(
     for page in range(low // PAGE, (high + PAGE - 1) // PAGE):
         start = integer(table + 8 * page) * PAGE * stride
         first, last = max(low - page * PAGE, 0), min(high - page * PAGE, PAGE)
-        # Two pages ahead, a head's part at a time: all at once would be more than the processor waits for.
+        # Two pages ahead, a few tokens of a head at a time: more at once would hold up what is computed beside it.
         following = integer(table + 8 * page + 16) * PAGE * stride if (page + 2) * PAGE < high else start
         for kv_head in range(kv_heads):
             head, place = kv_head * group, keys + start + kv_head * head_dim * BYTES
-            fetch_head(keys + following + kv_head * head_dim * BYTES, stride, head_dim * BYTES)
-            score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim)
+            after = keys + following + kv_head * head_dim * BYTES
+            score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim, after)
         for head in range(heads):
+            after, number = values + following + head // group * head_dim * BYTES, head % group
+            fetch_tokens(after, stride, head_dim * BYTES, PAGE * number // group, PAGE * (number + 1) // group)
             value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
             soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
         for kv_head in range(kv_heads):
             head, place = kv_head * group, values + start + kv_head * head_dim * BYTES
-            fetch_head(values + following + kv_head * head_dim * BYTES, stride, head_dim * BYTES)
             sums_of, weights = sums + 4 * head * head_dim, scores + 4 * PAGE * head
             weigh_some(sums_of, weights, place, stride, first, last, group, head_dim)
 
