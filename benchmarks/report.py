@@ -174,7 +174,9 @@ def context(entries: list[Entry]) -> str:
         times = [_milliseconds(group.get(name), None) for name in names]
         rate = ""
         if names[0] in group and names[2] in group:
-            rate = "{:.0f} GB/s, {:.0%}".format(*attention_rate(group[names[0]], group[names[2]]))
+            found, share = attention_rate(group[names[0]], group[names[2]])
+            # Two bursts minutes apart: a bandwidth that moved between them can be more than what they differ by.
+            rate = f"{found:.0f} GB/s, {share:.0%}" if 0 < share <= 1 else "lost in the bandwidth's moves"
         rows.append((*key, *times, rate))
         labels = dict.fromkeys(each["label"] for entry in group.values() for each in entry["summary"]["opponents"])
         others = [label for label in labels if label != CONTROL]

@@ -79,6 +79,9 @@ def test_attention_reads_the_further_bytes_in_the_further_time() -> None:
     assert rate == pytest.approx(1000 * (4096 - 128) / 0.002 / 1e9)
     assert share == pytest.approx(rate / 40)
     assert "| 10.00 |  | 12.00 | 2 GB/s, 5% |" in report.context([short, long])
+    for seconds in (0.01001, 0.009):
+        later = entry("context-4096", seconds, prompt=4096)
+        assert f"| {1000 * seconds:.2f} | lost in the bandwidth's moves |" in report.context([short, later])
 
 
 def test_memory_is_what_is_over_the_imports() -> None:
