@@ -53,7 +53,6 @@ def copies(form: str, out: int, inner: int) -> list[Weight]:
 def main() -> None:
     """Print the table."""
     out, inner = (int(number) for number in sys.argv[1:3]) if len(sys.argv) > 2 else (2048, 2048)
-    kernels = {"exact": cpu.Cpu(), "rounded": cpu.Cpu(prefill="fast")}
     print(f"({out}, {inner}), {torch.get_num_threads()} threads; time of the way for many rows / for few")
     print("format    way       " + "".join(f"{rows:>7}" for rows in ROWS))
     for form in (*DTYPES, *QUANTIZED):

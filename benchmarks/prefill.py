@@ -3,9 +3,9 @@
     python -m benchmarks.prefill                       # the embedded model
     python -m benchmarks.prefill --checkpoint FOLDER   # another one too, such as those that `byhand bench` makes
 
-"fast" takes bfloat16 products where ROUNDED_ROWS or more rows go through a layer at once, and the
-weights are no float32. So the prompts here are longer than that. The head is float32's in both, and so is what is
-decoded: a run that is alone has one row.
+"fast" takes bfloat16 products where ROUNDED_ROWS or more rows go through a layer at once and the weights are no
+float32, and in the attention of MANY_QUERIES or more. So the prompts here are longer than that. The head is float32's
+in both, and so is what is decoded: a run that is alone has one row.
 """
 
 from __future__ import annotations

@@ -69,10 +69,8 @@ class Cpu(Calls):
 
     def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
         """Compile what most models run with weights of this format and this cache, and load what short prompts need."""
-        rounded = self.prefill == "fast" and HAS_PAIR_SUMS and form != "float32"
-        self._make_ready(
-            needed(form, FORMATS[cache_dtype]), needed_by_long_prompts(form, FORMATS[cache_dtype], rounded=rounded)
-        )
+        fast, cached = self.prefill == "fast" and HAS_PAIR_SUMS, FORMATS[cache_dtype]
+        self._make_ready(needed(form, cached, fast=fast), needed_by_long_prompts(form, cached, fast=fast))
 
     # Products.
 
@@ -130,10 +128,8 @@ class Cpu(Calls):
         matrices = [matrix for matrix, _, _ in parts]
         if are_turned(matrices, rows):
             rounded, packed = self._packed(x, first)
-            shares, numbers = (
-                sum(matrix.tiles for matrix in matrices),
-                (packed, rows, first.inner, address(residual), *arguments),
-            )
+            shares = sum(matrix.tiles for matrix in matrices)
+            numbers = (packed, rows, first.inner, address(residual), *arguments)
             self._run(many_of(first.format, rounded=rounded)[0], self.threads, *numbers, shares=shares)
             return
         form, x, row_bytes = self._activations(x, first)

@@ -38,21 +38,20 @@ def bits(number: float) -> int:
     return found
 
 
-def needed(form: str, cached: str) -> tuple[str, ...]:
-    """The kernels that most models run, with weights in one format and the cache in another."""
+def needed(form: str, cached: str, *, fast: bool = False) -> tuple[str, ...]:
+    """The kernels that most models run, with weights in one format and the cache in another; fast: prefill is."""
     of_weights = ("linear", "gated", "embedding")
-    of_cache = ("attend_parts", "attend_many", "place_rows")
+    of_cache = ("attend_parts", "attend_many_rounded" if fast else "attend_many", "place_rows")
     rest = ("run_list", "gather_rows", "rms_norm", "layer_norm", "survey")
     return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
 
 
-def needed_by_long_prompts(form: str, cached: str, *, rounded: bool) -> tuple[str, ...]:
-    """The further ones for many rows; rounded: to bfloat16, few rows too where the weights are bfloat16."""
-    many = many_of(form, rounded=rounded)
-    if not rounded:
-        return "pack_float32", *many
-    few = ("round_rows", "linear_rounded", "gated_rounded") if form == "bfloat16" else ()
-    return "pack_bfloat16", *many, f"attend_many_rounded_{cached}", *few
+def needed_by_long_prompts(form: str, cached: str, *, fast: bool) -> tuple[str, ...]:
+    """The further ones for many rows; fast ones round them, where weights and heads allow it."""
+    rounded = fast and form != "float32"
+    names = (f"pack_{'bfloat16' if rounded else 'float32'}", *many_of(form, rounded=rounded))
+    few_rounded = ("round_rows", "linear_rounded", "gated_rounded") if rounded and form == "bfloat16" else ()
+    return (*names, *few_rounded, *((f"attend_many_{cached}",) if fast else ()))
 
 
 def many_of(form: str, *, rounded: bool) -> tuple[str, str]:

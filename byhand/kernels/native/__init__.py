@@ -65,9 +65,9 @@ def _rounded_products() -> list[Kernel]:
     return [Kernel(scope[kernel].py_func) for kernel in ("linear", "gated")]
 
 
-def _many(name: str, *, rounded: bool = False) -> list[Kernel]:
-    """linear and gated for many rows: of weights in a format, with activations in float32 or rounded to bfloat16."""
-    form = tiles.FORMATS[name]
+def _many(name: str, products: str) -> list[Kernel]:
+    """linear and gated for many rows: of weights in a format, products "exact" or "rounded" to bfloat16."""
+    form, rounded = tiles.FORMATS[name], products == "rounded"
     turn = tiles.turning(form, early=panels.WIDE, pairs=rounded)
     if rounded and name == "bfloat16":  # pairs as they are, moved like float32
         form, turn = tiles.PAIRS, tiles.turning(tiles.FORMATS["float32"], early=panels.WIDE)
@@ -77,10 +77,6 @@ def _many(name: str, *, rounded: bool = False) -> list[Kernel]:
         names |= {f"mix_{count}": tiles.mixture(tiles.PAIRS, rows, 2) for count, rows in panels.MIXTURES.items()}
     scope = specialise(_PANELS, names, f"rounded_{name}" if rounded else name)
     return [Kernel(scope[kernel].py_func) for kernel in ("linear_many", "gated_many")]
-
-
-def _many_rounded(name: str) -> list[Kernel]:
-    return _many(name, rounded=True)
 
 
 def _packing(name: str) -> list[Kernel]:
@@ -109,9 +105,10 @@ def _attention(name: str) -> list[Kernel]:
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
 
 
-def _chunks(name: str, *, rounded: bool = False) -> list[Kernel]:
-    """Attention of many rows over a cache in this dtype, its products in float32 or rounded to bfloat16."""
-    form, label = tiles.FORMATS[name], f"rounded_{name}" if rounded else name
+def _chunks(name: str, products: str) -> list[Kernel]:
+    """Attention of many rows over a cache in this dtype, with products that are "exact" or "rounded"."""
+    form, rounded = tiles.FORMATS[name], products == "rounded"
+    label = f"rounded_{name}" if rounded else name
     names = {
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
@@ -126,10 +123,6 @@ def _chunks(name: str, *, rounded: bool = False) -> list[Kernel]:
     templates = [chunks.multiply_into, chunks.take_page, chunks.take_query, chunks.soften_row, chunks.attend_rows]
     scope = specialise([*templates, chunks.attend_many], names, label)
     return [Kernel(scope["attend_many"].py_func)]
-
-
-def _chunks_rounded(name: str) -> list[Kernel]:
-    return _chunks(name, rounded=True)
 
 
 def _curve(name: str) -> list[Kernel]:
@@ -150,12 +143,12 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"{kind}_{form}": (_products, form) for kind in ("linear", "gated", "embedding") for form in FORMATS},
         **{f"linear_columns_{form}": (_products, form) for form in FLOATS},
         **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", "gated")},
-        **{f"{kind}_many_{form}": (_many, form) for kind in ("linear", "gated") for form in FORMATS},
-        **{f"{kind}_many_rounded_{form}": (_many_rounded, form) for kind in ("linear", "gated") for form in FORMATS},
+        **{f"{kind}_many_{form}": (_many, form, "exact") for kind in ("linear", "gated") for form in FORMATS},
+        **{f"{kind}_many_rounded_{form}": (_many, form, "rounded") for kind in ("linear", "gated") for form in FORMATS},
         **{f"pack_{form}": (_packing, form) for form in ("float32", "bfloat16")},
         **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
-        **{f"attend_many_{form}": (_chunks, form) for form in FLOATS},
-        **{f"attend_many_rounded_{form}": (_chunks_rounded, form) for form in FLOATS},
+        **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
+        **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
         **{f"curve_{name}": (_curve, name) for name in vectors.CURVES},
         **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "survey"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),

@@ -44,8 +44,8 @@ def pack(at, share):
     for row in range(share, rows, shares):
         for begin in range(0, inner, DEEP * STEP):
             target = y + 4 * DEEP * (begin // (DEEP * STEP) * rows + row)
-            for at in range(0, min(DEEP * STEP, inner - begin), LANES):
-                put_some(target + 4 * at // STEP, load_float32(x + 4 * (row * inner + begin + at)))
+            for some in range(0, min(DEEP * STEP, inner - begin), LANES):
+                put_some(target + 4 * some // STEP, load_float32(x + 4 * (row * inner + begin + some)))
 
 
 def mix_rows(y, y_stride, x, x_stride, rows, panel, stride, steps):
