@@ -166,12 +166,12 @@ class Rotary:
 
     def __call__(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, (N, head_dim) float32 each; the second half of the dimensions repeats the first."""
-        if len(position_ids) > FEW or position_ids.device.type != "cpu":
+        if position_ids.shape[0] > FEW or position_ids.device.type != "cpu":
             return self.compute(position_ids)
         longest = max(position_ids.tolist(), default=0)
         if longest >= self._known.shape[1]:
             self._known = torch.stack(self.compute(torch.arange(2 * longest + FEW)))
-        cos, sin = self._known.index_select(1, position_ids)
+        cos, sin = self._known.index_select(1, position_ids).unbind()
         return cos, sin
 
     def compute(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,6 +53,26 @@ def test_products(form: str) -> None:
         assert close(kernels.gated(x, *weights[:2], bias, None), silu(first + bias) * second, BOUND), where
 
 
+def test_one_row_of_codes_in_whole_numbers() -> None:
+    """Activations large, small and 0: what their digits do not hold would show beside the sum of their sizes."""
+    for kernels, _, inner, out in shapes("codes", 60, 1, 20_000, 40):
+        weight, x = make_weight("int4", out, inner, seed=out), torch.randn(1, inner)
+        x *= torch.where(torch.rand(1, inner) < 0.1, 1000.0, 1.0) * (torch.rand(1, inner) < 0.8)
+        x[:, : inner // 3] = 0.0
+        for scale in (1.0, 1e-20, 1e20):
+            wide, numbers = (scale * x).double(), exact(weight)
+            difference = (kernels.linear(scale * x, weight) - wide @ numbers.T).abs()
+            assert difference.max() <= 1e-6 * wide.abs().sum() * numbers.abs().max(), (inner, out, scale)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_no_number_stays_none(form: str, bad: float) -> None:
+    weight, x = make_weight(form, 30, 256), torch.randn(1, 256)
+    x[0, 77] = bad
+    assert not Cpu().linear(x, weight).isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_weights_stored_in_columns(dtype: str) -> None:
     for kernels, rows, inner, out in shapes(f"columns {dtype}", 25, 40, 600, 1500):
@@ -87,12 +107,12 @@ def test_norms_and_curves() -> None:
 def test_surveys() -> None:
     for kernels, k, vocab, _ in shapes("surveys", 40, 64, 60_000, 1):
         logits = torch.randn(max(vocab, k + 1)) * 5
-        [found], (ids, mass, moment) = kernels.surveys(logits[None], [k]), survey(logits.numpy(), k)
+        [found], (ids, values, mass, moment) = kernels.surveys(logits[None], [k]), survey(logits.numpy(), k)
         assert found is not None
-        assert found[0].tolist() == ids.tolist()
+        assert found[:2] == (ids, values)
         # Both are sums over all but the best: beside the whole mass, which is at least one.
-        assert abs(found[1] - mass) <= BOUND * max(1, mass), (k, vocab)
-        assert abs(found[2] - moment) <= BOUND * max(1, abs(moment)), (k, vocab)
+        assert abs(found[2] - mass) <= BOUND * max(1, mass), (k, vocab)
+        assert abs(found[3] - moment) <= BOUND * max(1, abs(moment)), (k, vocab)
 
 
 # Attention: few rows of each run, and, where a run has many, the other way to compute it.

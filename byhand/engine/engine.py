@@ -194,7 +194,7 @@ class Engine:
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         for first in range(0, len(wanted), rows_at_once):
             block = wanted[first : first + rows_at_once]
-            logits = self._logits(hidden if len(block) == len(hidden) else hidden[[row for _, _, row in block]])
+            logits = self._logits(hidden if len(block) == hidden.shape[0] else hidden[[row for _, _, row in block]])
             for (run, position, _), line in zip(block, self._lines(block, logits), strict=True):
                 try:
                     told += [(run, item) for item in self._use_row(run, position, line)]
@@ -204,7 +204,7 @@ class Engine:
     def _lines(self, block: Sequence[tuple[RunState, int, int]], logits: torch.Tensor) -> list[Line]:
         """The rows of logits, surveyed together, each for what it is used for first."""
         counts = [(position < run.prompt_length and run.watch) or best_wanted(run.params) for run, position, _ in block]
-        return list(map(Line, logits, self.model.kernels.surveys(logits, counts)))
+        return list(map(Line, logits.unbind(), self.model.kernels.surveys(logits, counts)))
 
     def _use_row(self, run: RunState, position: int, line: Line) -> Iterator[Told]:
         """What the logits after `position` are good for."""
@@ -239,14 +239,15 @@ class Engine:
         return hidden
 
     def _batch(self, chunks: Sequence[Chunk]) -> Batch:
-        input_ids = [token for chunk in chunks for token in chunk.run.ids[chunk.start : chunk.end]]
+        ids = [token for chunk in chunks for token in chunk.run.ids[chunk.start : chunk.end]]
         places = [(chunk.run.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
         slots = [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in places]
-        device = self.model.device
+        rows = torch.tensor([ids, [position for _, position in places], slots], device=self.model.device)
+        input_ids, position_ids, slots_of = rows.unbind()
         return Batch(
-            input_ids=torch.tensor(input_ids, device=device),
-            position_ids=torch.tensor([position for _, position in places], device=device),
-            slots=torch.tensor(slots, device=device),
+            input_ids=input_ids,
+            position_ids=position_ids,
+            slots=slots_of,
             query_starts=(0, *accumulate(chunk.rows for chunk in chunks)),
             context_lens=tuple(chunk.end for chunk in chunks),
             page_tables=tuple(tuple(chunk.run.pages) for chunk in chunks),

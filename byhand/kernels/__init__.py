@@ -10,18 +10,16 @@ from byhand.errors import BadRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from byhand.kv_cache import Batch, KVCache
     from byhand.weights import Weight
 
 
-# Of a row of logits: the best k ids, falling; and over all others the sum of w = exp(logit - highest), and of
-# w · (logit - highest), in float64.
-Survey = tuple["NDArray[np.int64]", float, float]
+# Of a row of logits: the best k ids, falling, and their logits; and over all others the sums of
+# w = exp(logit - highest) and of w · (logit - highest), in float64.
+Survey = tuple[list[int], list[float], float, float]
 
 
 class Kernels(Protocol):

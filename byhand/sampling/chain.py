@@ -142,7 +142,7 @@ def _scored(links: Sequence[Link], row: Row, norm: float, token: int, rank: int,
 def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw | None, float]:
     """The token, its draw, and the log normalizer after the chain. Without `u` the best one, ties by the lower id."""
     if u is None and len(links) == 1:
-        return int(row.top_ids[0]), None, row.log_normalizer
+        return row.top_ids[0], None, row.log_normalizer
     alive = survivors(links[-1].logits)
     if u is None:
         return int(alive.ids[alive.values.argmax()]), None, alive.log_normalizer
@@ -183,8 +183,9 @@ def choose(
     u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
     token, share, log_normalizer = _decide(links, row, u)
     token = token if forced is None else forced
-    top_ids = row.top_ids.tolist()
-    table = [tuple(link.logits[row.top_ids].tolist()) for link in links]  # (links, len(top_ids))
+    top_ids = row.top_ids
+    table = [tuple(row.top_logits)]  # (links, len(top_ids))
+    table += [tuple(link.logits[top_ids].tolist()) for link in links[1:]]
     entries = enumerate(zip(top_ids, zip(*table, strict=True), strict=True), start=1)
     best = tuple([_scored(links, row, log_normalizer, each, rank, line) for rank, (each, line) in entries])
     if token in top_ids:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from byhand.errors import ByhandError
-from byhand.sampling.order import Ids, Logits, best, exp_moments
+from byhand.sampling.order import Logits, best, exp_moments
 
 
 class Scored(NamedTuple):
@@ -24,9 +25,10 @@ class Scored(NamedTuple):
     removed_by: str | None = None
 
 
-# The best k ids, falling, ties by the lower id; and over all other tokens the sums of w = exp(logit - highest) and of
-# w · (logit - highest). A backend's kernel makes one of each row of (rows, vocab) and its k, or None where it cannot.
-Survey = tuple[Ids, float, float]
+# The best k ids, falling, ties by the lower id, and their logits; and over all other tokens the sums of
+# w = exp(logit - highest) and of w · (logit - highest). A backend's kernel makes one of each row of (rows, vocab) and
+# its k, or None where it cannot.
+Survey = tuple[list[int], list[float], float, float]
 Surveyor = Callable[[torch.Tensor, Sequence[int]], list[Survey | None]]
 
 
@@ -39,7 +41,8 @@ class Row:
     """
 
     logits: Logits
-    top_ids: Ids
+    top_ids: list[int]
+    top_logits: list[float]
     log_normalizer: float
     entropy: float
     margin: float
@@ -87,23 +90,26 @@ def survey(logits: Logits, k: int) -> Survey:
     top = best(logits, k)
     others = logits.copy()
     others[top] = np.finfo(np.float32).min  # so far down that its weight is 0
-    return top, *exp_moments(others, peak)
+    return top.tolist(), logits[top].tolist(), *exp_moments(others, peak)
 
 
 def measure(logits: Logits, k: int, found: Survey | None = None) -> Row:
     """Measure a row of finite logits; `k` tokens make the top. `found`: its survey, if a kernel made one."""
-    top, tail, tail_moment = found or survey(logits, k)
-    values = logits[top]
-    peak = float(values[0])
-    share, moment = exp_moments(values, peak)
-    second = values[1:2] if k > 1 else logits[best(logits, 2)[1:]]
-    total = share + tail
+    ids, values, tail, tail_moment = found or survey(logits, k)
+    peak = values[0]
+    # Without numpy, which for ten numbers costs ten times as much as they do.
+    distances = [value - peak for value in values]
+    weights = [exp(distance) for distance in distances]
+    moment = sum(map(mul, weights, distances))
+    total = sum(weights) + tail
+    second = values[1:2] if k > 1 else logits[best(logits, 2)[1:]].tolist()
     return Row(
         logits=logits,
-        top_ids=top,
+        top_ids=ids,
+        top_logits=values,
         log_normalizer=peak + log(total),
         entropy=max(log(total) - (moment + tail_moment) / total, 0.0),
-        margin=peak - float(second[0]) if len(second) else inf,
+        margin=peak - second[0] if second else inf,
         tail_mass=tail / total,
     )
 
@@ -116,7 +122,7 @@ def scored(row: Row, token: int, rank: int) -> Scored:
 
 def _look_at_row(logits: Logits, k: int, actual: int | None, found: Survey | None) -> Look:
     row = measure(logits, k, found)
-    top = tuple(scored(row, token, rank) for rank, token in enumerate(row.top_ids.tolist(), 1))
+    top = tuple(scored(row, token, rank) for rank, token in enumerate(row.top_ids, 1))
     follows = None if actual is None else scored(row, actual, row.rank(actual))
     return Look(top, row.entropy, row.margin, row.tail_mass, follows)
 

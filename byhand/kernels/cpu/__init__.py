@@ -230,7 +230,7 @@ class Cpu(Calls):
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
         matrix = self._matrix(weight)
-        rows = len(ids)
+        rows = ids.shape[0]
         if rows > RECORDED_ROWS or matrix.stored_in_columns or matrix.inner != weight.shape[1]:
             return reference.embedding(ids, weight)
         ids = ids.contiguous()
@@ -249,13 +249,17 @@ class Cpu(Calls):
         most = max(able, default=0)
         if not most or logits.dtype != torch.float32 or not logits.is_contiguous():
             return [None] * rows
-        values, ids = torch.empty(rows, most), torch.empty(rows, most, dtype=torch.int64)
-        results = torch.empty(rows, 3, dtype=torch.float64)
-        places = (logits.data_ptr(), vocab, most, values.data_ptr(), ids.data_ptr(), results.data_ptr())
+        values, ids = array("f", bytes(4 * rows * most)), array("q", bytes(8 * rows * most))
+        results = array("d", bytes(24 * rows))
+        places = [numbers.buffer_info()[0] for numbers in (values, ids, results)]
         threads = self._threads_for(rows * vocab) if rows > 1 else 1
-        self._run("survey", threads, able.buffer_info()[0], *places, shares=rows)
-        found = zip(counts, ids.numpy(), results.tolist(), strict=True)
-        return [(best[:k], mass, moment) if is_finite else None for k, best, (is_finite, mass, moment) in found]
+        self._run("survey", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *places, shares=rows)
+        found: list[Survey | None] = []
+        for row, k in enumerate(counts):
+            is_finite, mass, moment = results[3 * row : 3 * row + 3]
+            best = slice(most * row, most * row + k)
+            found.append((ids[best].tolist(), values[best].tolist(), mass, moment) if is_finite else None)
+        return found
 
     # Norms and curves.
 

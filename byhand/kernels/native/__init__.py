@@ -1,6 +1,6 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
-Read in this order: llvm and vectors (registers), tiles (formats), products, panels, rows, attention, chunks
+Read in this order: llvm and vectors (registers), tiles and codes (formats), products, panels, rows, attention, chunks
 (the arithmetic), team (who runs it), compiled (when it is compiled).
 """
 
@@ -14,7 +14,7 @@ from subprocess import DEVNULL, Popen
 from typing import Any
 
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import chunks, panels, products, rows, survey, team, tiles, vectors
+from byhand.kernels.native import chunks, codes, llvm, panels, products, rows, survey, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -39,6 +39,7 @@ def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
         "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),
         "two_by_eight": tiles.tile(form, 2, 8),
+        **(codes.for_one_row() if form is tiles.FORMATS["int4"] and llvm.HAS_PRODUCTS else {}),
     }
 
 

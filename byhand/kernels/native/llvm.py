@@ -42,6 +42,16 @@ def read(builder: Any, address: Any, kind: ir.Type) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
 
 
+def read_some(builder: Any, address: Any, count: Any, kind: ir.VectorType) -> Any:
+    """The first so many lanes of what lies at an address, int32; the others are 0, and their memory is not touched."""
+    count = builder.trunc(count, I32)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), count, I32(0))
+    counts = builder.shuffle_vector(first, first, ir.Constant(kind, [0] * kind.count))
+    is_there = builder.icmp_signed("<", ir.Constant(kind, list(range(kind.count))), counts)
+    place, nothing = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, [0] * kind.count)
+    return call(builder, f"llvm.masked.load.v{kind.count}i32.p0", kind, [place, I32(1), is_there, nothing])
+
+
 def fetch_early(builder: Any, address: Any, *, keep: bool = False) -> None:
     """Ask for the line of memory at an address, which need not exist; to keep it in the second cache, or read once."""
     place = builder.inttoptr(address, I8.as_pointer())
@@ -65,6 +75,11 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def total(builder: Any, a: Any) -> Any:
     """The sum of the lanes."""
     return call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [FLOAT(0.0), a], ("reassoc",))
+
+
+def highest(builder: Any, a: Any) -> Any:
+    """The largest lane."""
+    return call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [a], ("nnan",))
 
 
 def turned(builder: Any, rows: list[Any]) -> list[Any]:
@@ -137,6 +152,16 @@ def add_pairs(builder: Any, a: Any, b: Any, sums: Any) -> Any:
     for half in (upper_half, lower_half):
         sums = fma(builder, half(builder, a), half(builder, b), sums)
     return sums
+
+
+# A third multiplies 64 whole numbers of 8 bits, the one without and the other with a sign, and adds the products, four
+# by four, to sixteen of 32 bits.
+HAS_PRODUCTS = _has("avx512vnni")
+
+
+def add_products(builder: Any, a: Any, b: Any, sums: Any) -> Any:
+    """sums + the products of a's bytes and b's, four in each lane (int32); b's have a sign."""
+    return call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, [sums, a, b])
 
 
 def to_bfloat16(builder: Any, value: Any, kind: Any, constant: Callable[[int], Any]) -> Any:

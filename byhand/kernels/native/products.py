@@ -16,6 +16,7 @@ from byhand.kernels.native.vectors import (
     highest,
     integer,
     load_float32,
+    on_stack,
     one_float32,
     put,
     silu,
@@ -26,8 +27,10 @@ from byhand.kernels.native.vectors import (
 
 # Set by the maker of each format's kernels; these are float32's.
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES, X_BYTES = 16, 64, 0, 4, 4
+PIECE = 2**40  # blocks of a row of weights that are gone through before the next row
 load, one, one_x = load_float32, one_float32, one_float32
 one_by_one, two_by_one = tile(FORMATS["float32"], 1, 1, 4), tile(FORMATS["float32"], 2, 1, 2)
+room_on_stack = on_stack(64)  # for activations, where they are arranged
 unpack = unpacking(FORMATS["float32"])
 four_by_two, four_by_three, four_by_four = (tile(FORMATS["float32"], 4, rows) for rows in (2, 3, 4))
 two_by_eight = tile(FORMATS["float32"], 2, 8)
@@ -95,16 +98,29 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
             put(place, value)
 
 
+@inlined
+def arrange(x, blocks, room):
+    """Activations in the order in which weights are read; as they are, for most."""
+    return x
+
+
 def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more):
     """One row of activations: weight rows two by two, the two far apart, so that memory is read in two streams."""
     stay_apart()
-    pairs = (stop - start) // 2
-    for column in range(start, start + pairs):
-        w, s = weights + column * stride, scales + column * scale_stride
-        two_by_one(w, pairs * stride, s, pairs * scale_stride, x, 0, blocks, y + 4 * column, 0, 4 * pairs, more)
-    for column in range(start + 2 * pairs, stop):
-        w, s = weights + column * stride, scales + column * scale_stride
-        one_by_one(w, stride, s, scale_stride, x, 0, blocks, y + 4 * column, 0, 0, more)
+    pairs, room = (stop - start) // 2, room_on_stack()
+    for begin in range(0, max(blocks, 1), PIECE):
+        count = min(PIECE, blocks - begin)
+        here = arrange(x + X_BYTES * BLOCK * begin, count, room)
+        w, s = weights + begin * BLOCK_BYTES, scales + begin * SCALE_BYTES
+        for column in range(start, start + pairs):
+            here_w, here_s, apart = w + column * stride, s + column * scale_stride, 4 * pairs
+            two_by_one(
+                here_w, pairs * stride, here_s, pairs * scale_stride, here, 0, count, y + 4 * column, 0, apart, more
+            )
+        for column in range(start + 2 * pairs, stop):
+            here_w, here_s = w + column * stride, s + column * scale_stride
+            one_by_one(here_w, stride, here_s, scale_stride, here, 0, count, y + 4 * column, 0, 0, more)
+        more = 1
 
 
 def multiply_eight(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, y, y_stride, more):

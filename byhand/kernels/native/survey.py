@@ -103,10 +103,10 @@ def add_moments(logits, start, stop, peak, results):
 
 def survey(at, share):
     """Arguments: shares, which are rows, their k, logits (rows, size), size, the most k, then for as many of each row:
-    float32 to work in, ids; results.
+    values, ids; results.
 
-    The best k go to ids (k,) int64, falling; to results (3,) float64: 1 if k is not 0 and all logits are finite, and
-    over all but the best k the sum of w = exp(logit - highest) and the sum of w · (logit - highest).
+    The best k, falling, go to values (k,) float32 and ids (k,) int64; to results (3,) float64: 1 if k is not 0 and all
+    logits are finite, and over all but the best k the sum of w = exp(logit - highest) and of w · (logit - highest).
     """
     k, size, most = integer(argument(at, 1) + 8 * share), argument(at, 3), argument(at, 4)
     logits, values = argument(at, 2) + 4 * size * share, argument(at, 5) + 4 * most * share

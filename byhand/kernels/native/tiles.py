@@ -7,10 +7,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from byhand.kernels.native import llvm
 from byhand.kernels.native.llvm import LANES, cgutils
+from byhand.kernels.native.vectors import typed
 
 # How far ahead memory is asked for: past the end of a page, which the processor by itself never crosses.
 # It was measured to take a tenth off a product's time.
@@ -91,7 +91,7 @@ def _four_totals(builder: Any, sums: list[Any]) -> Any:
     return builder.shuffle_vector(totals, totals, mask)
 
 
-class _Tile:
+class Tile:
     """Writes the loop over a tile's inner dimension: columns (weight rows) times rows (of activations)."""
 
     def __init__(self, builder: Any, form: Format, columns: int, rows: int, unroll: int) -> None:
@@ -162,17 +162,9 @@ class _Tile:
     def write(
         self, arguments: tuple[Any, ...], blocks: Any, out: Any, out_stride: Any, out_apart: Any, more: Any
     ) -> None:
-        """The loop in turns of `unroll` blocks, what is left block by block, and the sums into memory."""
+        """The loop over the blocks, and the sums into memory."""
         builder = self.builder
-        whole = builder.udiv(blocks, llvm.I64(self.unroll))
-        done = builder.mul(whole, llvm.I64(self.unroll))
-        with cgutils.for_range(builder, whole, intp=llvm.I64) as loop:
-            first = builder.mul(loop.index, llvm.I64(self.unroll))
-            for turn in range(self.unroll):
-                self._step(turn, builder.add(first, llvm.I64(turn)), arguments)
-        if self.unroll > 1:
-            with cgutils.for_range(builder, builder.sub(blocks, done), intp=llvm.I64) as loop:
-                self._step(0, builder.add(done, loop.index), arguments)
+        self._sum_up(arguments, blocks)
         is_more = builder.icmp_signed("!=", more, llvm.I64(0))
         if self.columns == 4:
             for row in range(self.rows):
@@ -185,6 +177,19 @@ class _Tile:
                 sums = [self._joined(column, row) for row in range(first, min(first + 4, self.rows))]
                 for row, value in enumerate(self._totals(sums), first):
                     self._put(self._offset(place, out_stride, row), llvm.FLOAT, value, is_more)
+
+    def _sum_up(self, arguments: tuple[Any, ...], blocks: Any) -> None:
+        """In turns of `unroll` blocks, and what is left block by block."""
+        builder = self.builder
+        whole = builder.udiv(blocks, llvm.I64(self.unroll))
+        done = builder.mul(whole, llvm.I64(self.unroll))
+        with cgutils.for_range(builder, whole, intp=llvm.I64) as loop:
+            first = builder.mul(loop.index, llvm.I64(self.unroll))
+            for turn in range(self.unroll):
+                self._step(turn, builder.add(first, llvm.I64(turn)), arguments)
+        if self.unroll > 1:
+            with cgutils.for_range(builder, builder.sub(blocks, done), intp=llvm.I64) as loop:
+                self._step(0, builder.add(done, loop.index), arguments)
 
     def _totals(self, sums: list[Any]) -> list[Any]:
         if len(sums) < 4:
@@ -205,7 +210,7 @@ class _Tile:
         return turns[0]
 
 
-class _PairTile(_Tile):
+class PairTile(Tile):
     """The same where activations are bfloat16 as the weights are: 32 of both at a time, multiplied as they are."""
 
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
@@ -225,22 +230,18 @@ class _PairTile(_Tile):
 PAIRS = Format(32, LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
 
 
-def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
+def tile(form: Format, columns: int, rows: int, unroll: int = 1, kind: type[Tile] = Tile) -> Any:
     """An intrinsic: the dot products of `columns` weight rows and `rows` activation rows, into memory.
 
     Its arguments: weights, bytes from one weight row to the next, scales, bytes from one row of them to the next,
     x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row, bytes from column to column
     (four columns lie side by side), and whether to add to what is there.
     """
+    kind = PairTile if form is PAIRS else kind
 
-    @intrinsic
-    def dots(context, weights, weight_stride, scales, scale_stride, x, x_stride, blocks, out, out_stride, apart, more):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = _PairTile if form is PAIRS else _Tile
-            kind(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 11), generate
+    @typed(types.void, *(types.int64,) * 11)
+    def dots(builder: Any, *arguments: Any) -> None:
+        kind(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
 
     return dots
 
@@ -248,81 +249,36 @@ def tile(form: Format, columns: int, rows: int, unroll: int = 1) -> Any:
 def unpacking(form: Format) -> Any:
     """An intrinsic: a row of weights as float32. Its arguments: weights, scales, blocks, out."""
 
-    @intrinsic
-    def unpack(context, weights, scales, blocks, out):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_unpacking(builder, form, *arguments)
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 4), generate
+    @typed(types.void, *(types.int64,) * 4)
+    def unpack(builder: Any, weights: Any, scales: Any, blocks: Any, out: Any) -> None:
+        with cgutils.for_range(builder, blocks, intp=llvm.I64) as loop:
+            place = builder.add(weights, builder.mul(loop.index, llvm.I64(form.block_bytes)))
+            if form.scale_bytes:
+                line = form.load_scale(
+                    builder, builder.add(scales, builder.mul(loop.index, llvm.I64(form.scale_bytes)))
+                )
+                values = form.load_numbers(builder, place, line)
+            else:
+                values = form.load(builder, place)
+            for part, value in enumerate(values):
+                at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
+                builder.store(value, builder.inttoptr(builder.add(out, at), llvm.FLOATS.as_pointer()), align=4)
 
     return unpack
-
-
-def _write_unpacking(builder: Any, form: Format, weights: Any, scales: Any, blocks: Any, out: Any) -> None:
-    with cgutils.for_range(builder, blocks, intp=llvm.I64) as loop:
-        place = builder.add(weights, builder.mul(loop.index, llvm.I64(form.block_bytes)))
-        if form.scale_bytes:
-            line = form.load_scale(builder, builder.add(scales, builder.mul(loop.index, llvm.I64(form.scale_bytes))))
-            values = form.load_numbers(builder, place, line)
-        else:
-            values = form.load(builder, place)
-        for part, value in enumerate(values):
-            at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
-            builder.store(value, builder.inttoptr(builder.add(out, at), llvm.FLOATS.as_pointer()), align=4)
 
 
 def pairing(form: Format) -> Any:
     """An intrinsic: two rows of numbers in pairs of bfloat16. Its arguments: the one, the other, vectors, out."""
 
-    @intrinsic
-    def pair(context, first, second, vectors, out):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_pairing(builder, form, *arguments)
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 4), generate
+    @typed(types.void, *(types.int64,) * 4)
+    def pair(builder: Any, first: Any, second: Any, vectors: Any, out: Any) -> None:
+        with cgutils.for_range(builder, vectors, intp=llvm.I64) as loop:
+            at = builder.mul(loop.index, llvm.I64(form.block_bytes))
+            rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
+            place = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
+            builder.store(llvm.rounded_pairs(builder, *rows), builder.inttoptr(place, llvm.INTS.as_pointer()), align=4)
 
     return pair
-
-
-def _write_pairing(builder: Any, form: Format, first: Any, second: Any, vectors: Any, out: Any) -> None:
-    with cgutils.for_range(builder, vectors, intp=llvm.I64) as loop:
-        at = builder.mul(loop.index, llvm.I64(form.block_bytes))
-        rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
-        place = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
-        builder.store(llvm.rounded_pairs(builder, *rows), builder.inttoptr(place, llvm.INTS.as_pointer()), align=4)
-
-
-def _write_turning(
-    builder: Any,
-    form: Format,
-    early: int,
-    pairs: bool,
-    weights: Any,
-    stride: Any,
-    scales: Any,
-    scale_stride: Any,
-    out: Any,
-    out_stride: Any,
-) -> None:
-    rows = []
-    for row in range(LANES):
-        place = builder.add(weights, builder.mul(stride, llvm.I64(row)))
-        if early:
-            ahead = builder.mul(stride, llvm.I64(early))
-            llvm.fetch_early(builder, builder.add(place, ahead), keep=True)
-        if form.scale_bytes:
-            line = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
-            rows.append(form.load_numbers(builder, place, line))
-        else:
-            rows.append(form.load(builder, place))
-    columns = [column for part in zip(*rows, strict=True) for column in llvm.turned(builder, list(part))]
-    if pairs:
-        columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
-    for number, value in enumerate(columns):
-        at = builder.add(out, builder.mul(out_stride, llvm.I64(number)))
-        builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
 
 
 def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
@@ -334,13 +290,27 @@ def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
     number of the block to the next.
     """
 
-    @intrinsic
-    def turn(context, weights, stride, scales, scale_stride, out, out_stride):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_turning(builder, form, early, pairs, *arguments)
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 6), generate
+    @typed(types.void, *(types.int64,) * 6)
+    def turn(
+        builder: Any, weights: Any, stride: Any, scales: Any, scale_stride: Any, out: Any, out_stride: Any
+    ) -> None:
+        rows = []
+        for row in range(LANES):
+            place = builder.add(weights, builder.mul(stride, llvm.I64(row)))
+            if early:
+                ahead = builder.mul(stride, llvm.I64(early))
+                llvm.fetch_early(builder, builder.add(place, ahead), keep=True)
+            if form.scale_bytes:
+                line = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
+                rows.append(form.load_numbers(builder, place, line))
+            else:
+                rows.append(form.load(builder, place))
+        columns = [column for part in zip(*rows, strict=True) for column in llvm.turned(builder, list(part))]
+        if pairs:
+            columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
+        for number, value in enumerate(columns):
+            at = builder.add(out, builder.mul(out_stride, llvm.I64(number)))
+            builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
 
     return turn
 
@@ -352,46 +322,35 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
     first, last.
     """
 
-    @intrinsic
-    def mix(context, sums, sums_stride, weights, weights_stride, values, stride, first, last):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_mixture(builder, form, rows, vectors, *arguments)
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 8), generate
+    @typed(types.void, *(types.int64,) * 8)
+    def mix(
+        builder: Any,
+        sums: Any,
+        sums_stride: Any,
+        weights: Any,
+        weights_stride: Any,
+        values: Any,
+        stride: Any,
+        first: Any,
+        last: Any,
+    ) -> None:
+        places = [
+            builder.add(builder.add(sums, builder.mul(sums_stride, llvm.I64(row))), llvm.I64(64 * part))
+            for row in range(rows)
+            for part in range(vectors)
+        ]
+        totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, place)) for place in places]
+        add, kind = (llvm.add_pairs, llvm.I32) if form is PAIRS else (llvm.fma, llvm.FLOAT)
+        with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
+            value = builder.add(values, builder.mul(stride, loop.index))
+            steps = (builder.add(value, llvm.I64(form.block_bytes * part)) for part in range(vectors))
+            numbers = [form.load(builder, step)[0] for step in steps]
+            for row in range(rows):
+                at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
+                share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
+                for number, total in zip(numbers, totals[row * vectors :], strict=False):
+                    builder.store(add(builder, share, number, builder.load(total)), total)
+        for place, total in zip(places, totals, strict=True):
+            builder.store(builder.load(total), builder.inttoptr(place, llvm.FLOATS.as_pointer()), align=4)
 
     return mix
-
-
-def _write_mixture(
-    builder: Any,
-    form: Format,
-    rows: int,
-    vectors: int,
-    sums: Any,
-    sums_stride: Any,
-    weights: Any,
-    weights_stride: Any,
-    values: Any,
-    stride: Any,
-    first: Any,
-    last: Any,
-) -> None:
-    places = [
-        builder.add(builder.add(sums, builder.mul(sums_stride, llvm.I64(row))), llvm.I64(64 * part))
-        for row in range(rows)
-        for part in range(vectors)
-    ]
-    totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, place)) for place in places]
-    add, kind = (llvm.add_pairs, llvm.I32) if form is PAIRS else (llvm.fma, llvm.FLOAT)
-    with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
-        value = builder.add(values, builder.mul(stride, loop.index))
-        steps = (builder.add(value, llvm.I64(form.block_bytes * part)) for part in range(vectors))
-        numbers = [form.load(builder, step)[0] for step in steps]
-        for row in range(rows):
-            at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
-            share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
-            for number, total in zip(numbers, totals[row * vectors :], strict=False):
-                builder.store(add(builder, share, number, builder.load(total)), total)
-    for place, total in zip(places, totals, strict=True):
-        builder.store(builder.load(total), builder.inttoptr(place, llvm.FLOATS.as_pointer()), align=4)

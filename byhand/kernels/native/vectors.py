@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from string import ascii_lowercase
 from typing import Any
 
 from llvmlite import ir
@@ -43,7 +44,7 @@ def typed(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
             return context.get_dummy_value() if result is types.void else value
 
         # Numba asks for as many parameters as the intrinsic takes.
-        names = ", ".join(["context", *"abcd"[: len(arguments)]])
+        names = ", ".join(["context", *ascii_lowercase[: len(arguments)]])
         typing = eval(f"lambda {names}: kind", {"kind": (result(*arguments), generate)})
         typing.__name__ = emit.__name__.lstrip("_")
         return intrinsic(typing)
@@ -207,7 +208,7 @@ def total(builder: Any, value: Any) -> Any:
 @typed(types.float32, vector)
 def highest(builder: Any, value: Any) -> Any:
     """The largest lane."""
-    return llvm.call(builder, "llvm.vector.reduce.fmax.v16f32", llvm.FLOAT, [value], ("nnan",))
+    return llvm.highest(builder, value)
 
 
 @typed(vector, vector, vector)
