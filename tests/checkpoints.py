@@ -148,7 +148,7 @@ class Pager:
 
     def batch(self, chunks: Sequence[tuple[PagedRun, int]]) -> Batch:
         """Lay out the next `end - computed` tokens of each run."""
-        ids, positions, slots, starts = [], [], [], [0]
+        device, ids, positions, slots, starts = self.model.device, [], [], [], [0]
         for run, end in chunks:
             while len(run.pages) * PAGE_SIZE < end:
                 run.pages.append(self.free.pop())
@@ -158,9 +158,9 @@ class Pager:
                 slots.append(run.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE)
             starts.append(len(ids))
         return Batch(
-            input_ids=torch.tensor(ids),
-            position_ids=torch.tensor(positions),
-            slots=torch.tensor(slots),
+            input_ids=torch.tensor(ids, device=device),
+            position_ids=torch.tensor(positions, device=device),
+            slots=torch.tensor(slots, device=device),
             query_starts=tuple(starts),
             context_lens=tuple(end for _, end in chunks),
             page_tables=tuple(tuple(run.pages) for run, _ in chunks),
