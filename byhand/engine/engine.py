@@ -6,6 +6,7 @@ does to a run (`operations.py`) is a change to its list of ids, after which the 
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -242,8 +243,9 @@ class Engine:
         ids = [token for chunk in chunks for token in chunk.run.ids[chunk.start : chunk.end]]
         places = [(chunk.run.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
         slots = [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in places]
-        rows = torch.tensor([ids, [position for _, position in places], slots], device=self.model.device)
-        input_ids, position_ids, slots_of = rows.unbind()
+        numbers = array("q", [*ids, *(position for _, position in places), *slots])
+        rows = torch.frombuffer(numbers, dtype=torch.int64).to(self.model.device)
+        input_ids, position_ids, slots_of = rows.view(3, -1).unbind()
         return Batch(
             input_ids=input_ids,
             position_ids=position_ids,

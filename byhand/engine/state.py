@@ -41,7 +41,7 @@ class TextState:
     def push(self, token: int) -> tuple[str, str | None]:
         """Add one sampled id; give the text that is safe to show, and the stop string that ended it."""
         safe, matched = self._matcher.push(self._detokenizer.push(token))
-        if matched is None and self._detokenizer.held:
+        if self._stop and matched is None and self._detokenizer.held:
             # A newline that is a byte piece waits for the bytes after it; a stop need not wait with it.
             rest, matched = self._matcher.copy().push(self._detokenizer.held)
             safe += rest if matched is not None else ""
