@@ -245,11 +245,8 @@ class Engine:
         slots = [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in places]
         numbers = array("q", [*ids, *(position for _, position in places), *slots])
         rows = torch.frombuffer(numbers, dtype=torch.int64).to(self.model.device)
-        input_ids, position_ids, slots_of = rows.view(3, -1).unbind()
         return Batch(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            slots=slots_of,
+            *rows.view(3, -1).unbind(),
             query_starts=(0, *accumulate(chunk.rows for chunk in chunks)),
             context_lens=tuple(chunk.end for chunk in chunks),
             page_tables=tuple(tuple(chunk.run.pages) for chunk in chunks),
