@@ -6,7 +6,6 @@ does to a run (`operations.py`) is a change to its list of ids, after which the 
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +15,12 @@ from time import perf_counter
 
 import torch
 
+from byhand.engine.batch import batch_of
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
 from byhand.engine.state import Line, RunState, TextState, Work, own_rows
 from byhand.errors import RunFinished
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
+from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, best_wanted, choose
 from byhand.sampling.constraints import Grammars
@@ -230,7 +230,7 @@ class Engine:
         """Run the model over reserved chunks: (N, hidden) float32, row by row in the chunks' order."""
         started = perf_counter()
         with torch.inference_mode():
-            hidden = self.model.forward(self._batch(chunks), self.cache)
+            hidden = self.model.forward(batch_of(chunks, self.model.device), self.cache)
         seconds = perf_counter() - started
         for chunk in chunks:
             chunk.run.work = chunk.run.work.plus(chunk.rows, chunk.start, seconds)
@@ -238,19 +238,6 @@ class Engine:
             if publish:
                 self.pager.publish(chunk.run)
         return hidden
-
-    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
-        ids = [token for chunk in chunks for token in chunk.run.ids[chunk.start : chunk.end]]
-        places = [(chunk.run.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
-        slots = [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in places]
-        numbers = array("q", [*ids, *(position for _, position in places), *slots])
-        rows = torch.frombuffer(numbers, dtype=torch.int64).to(self.model.device)
-        return Batch(
-            *rows.view(3, -1).unbind(),
-            query_starts=(0, *accumulate(chunk.rows for chunk in chunks)),
-            context_lens=tuple(chunk.end for chunk in chunks),
-            page_tables=tuple(tuple(chunk.run.pages) for chunk in chunks),
-        )
 
     def logit_blocks(self, run: RunState, *, publish: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Compute a run to its end and give all logits on the way: (position of the first row, (rows, vocab)).
