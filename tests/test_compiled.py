@@ -19,6 +19,7 @@ from byhand.errors import BadRequest
 from byhand.kernels import open_kernels
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native import compiled
+from byhand.kernels.native.llvm import HAS_CODE_BOOKS
 from byhand.models import build
 from tests.checkpoints import CONFIGS, greedy, make_checkpoint, random_prompt
 
@@ -247,6 +248,19 @@ for options in ({}, {"dtype": "float32"}, {"dtype": "float16"}, {"quantize": "in
 """
 
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avx,+sse4.2,+bmi,+bmi2"}
+
+
+# The first processors with AVX-512: without its products of bfloat16 and of bytes.
+AVX512 = {
+    "NUMBA_CPU_NAME": "skylake-avx512",
+    "NUMBA_CPU_FEATURES": AVX2["NUMBA_CPU_FEATURES"] + ",+avx512f,+avx512cd,+avx512bw,+avx512dq,+avx512vl",
+}
+
+
+@pytest.mark.skipif(not HAS_CODE_BOOKS, reason="this processor has no AVX-512")
+def test_a_processor_with_avx512_but_no_more() -> None:
+    result = python(PRODUCTS, **AVX512)
+    assert set(result.stdout.split()) == {"float32", "bfloat16", "float16", "int8", "int4"}, result.stderr
 
 
 @pytest.mark.parametrize("code", [PRODUCTS, MODELS], ids=["products", "models"])
