@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
+from byhand.kernels.native.products import first_row
 from byhand.kernels.native.tiles import FORMATS, mixture, tile
 from byhand.kernels.native.vectors import (
     argument,
@@ -289,7 +290,8 @@ def place_rows(at, share):
     cos, sin, scale = argument(here, 4), argument(here, 5), fraction(at, 14)
     if share == 0:
         put_integer(argument(at, 1), 0)
-    for row in range(share, argument(here, 0), shares):
+    rows = argument(here, 0)
+    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
         turned, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
         if argument(at, 4) != 0:
             write_keys(at, here, row, turned)

@@ -60,7 +60,7 @@ class CodeTile(Tile):
         of_scales = builder.mul(number, I64(FOUR * form.scale_bytes))
         here = builder.add(x, builder.mul(number, I64(ARRANGED)))
         planes = [[self._line(here, PLANE * plane + LINE * half, INTS) for half in (0, 1)] for plane in range(PLANES)]
-        factors, sums = (self._line(here, PLANES * PLANE + at, llvm.FLOATS) for at in (0, LINE))
+        factors, sums = (self._line(here, PLANES * PLANE + line, llvm.FLOATS) for line in (0, LINE))
         self._fetch_early(0, weights, weight_stride, at)
         for column in range(self.columns):
             codes = self._read(builder.add(self._offset(weights, weight_stride, column), at), left, INTS)
@@ -122,12 +122,12 @@ def _arrange_group(builder: Any, halves: list[Any], place: Any) -> None:
     sizes = [llvm.call(builder, "llvm.fabs.v16f32", llvm.FLOATS, [half]) for half in halves]
     larger = builder.select(builder.fcmp_ordered(">", *sizes), *sizes)
     peak = llvm.highest(builder, larger)
-    # A group of nothing but zeros has any factor.
+    # A group of nothing but zeros may have any factor.
     peak = builder.select(builder.fcmp_ordered(">", peak, llvm.FLOAT(1e-25)), peak, llvm.FLOAT(1e-25))
     numbers_of_one = llvm.spread(builder, builder.fdiv(llvm.FLOAT(LARGEST), peak))
     for half, value in enumerate(halves):
         nearest = llvm.call(builder, "llvm.rint.v16f32", llvm.FLOATS, [builder.fmul(value, numbers_of_one)])
-        number = builder.fptosi(nearest, INTS)
+        number = llvm.call(builder, "llvm.fptosi.sat.v16i32.v16f32", INTS, [nearest])  # what is none spoils Σ x anyway
         for plane in reversed(range(PLANES)):
             digit = builder.ashr(builder.shl(number, all_lanes(I32, 24)), all_lanes(I32, 24))
             number = builder.ashr(builder.sub(number, digit), all_lanes(I32, 8))

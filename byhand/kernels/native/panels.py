@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.products import add_into, gate_into
+from byhand.kernels.native.products import add_into, first_row, gate_into
 from byhand.kernels.native.tiles import FORMATS, mixture, turning
 from byhand.kernels.native.vectors import argument, load_float32, on_stack, spread, stay_apart, store
 
@@ -41,7 +41,7 @@ def pack(at, share):
     """
     shares, x, y = argument(at, 0), argument(at, 1), argument(at, 2)
     rows, inner = argument(at, 3), argument(at, 4)
-    for row in range(share, rows, shares):
+    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
         for begin in range(0, inner, DEEP * STEP):
             target = y + 4 * DEEP * (begin // (DEEP * STEP) * rows + row)
             for some in range(0, min(DEEP * STEP, inner - begin), LANES):

@@ -85,6 +85,12 @@ def first_of(share, shares, total):
     return total if share == shares else total // 4 * share // shares * 4
 
 
+@inlined
+def first_row(share, shares, rows):
+    """Where a share of so many rows begins: they lie one behind the other, as memory is read ahead."""
+    return rows * share // shares
+
+
 def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
     """Add to y what the inner columns from `first` on contribute, too few for a vector."""
     stay_apart()

@@ -9,7 +9,7 @@ import math
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.products import first_of, gate_into
+from byhand.kernels.native.products import first_of, first_row, gate_into
 from byhand.kernels.native.vectors import (
     argument,
     fma,
@@ -52,7 +52,7 @@ def rms_norm(at, share):
     """y (rows, size) = x over its root mean square, times weight. Arguments: shares, x, weight, eps, y, rows, size."""
     shares, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
     y, rows, size = argument(at, 4), argument(at, 5), argument(at, 6)
-    for row in range(share, rows, shares):
+    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
         norm_row(x + 4 * row * size, weight, eps, y + 4 * row * size, size)
 
 
@@ -97,7 +97,7 @@ def layer_norm(at, share):
     """y (rows, size) = x, each row centred and scaled. Arguments: shares, x, weight, bias, eps, y, rows, size."""
     shares, x, weight, bias = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     eps, y, rows, size = fraction(at, 4), argument(at, 5), argument(at, 6), argument(at, 7)
-    for row in range(share, rows, shares):
+    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
         centre_row(x + 4 * row * size, weight, bias, eps, y + 4 * row * size, size)
 
 
