@@ -7,7 +7,7 @@ becomes such a tensor. Kernels of a real GPU are not tested here; tests/test_gpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -96,8 +96,8 @@ class PretendGpu(TorchFunctionMode):
         return Elsewhere(moved) if goal else moved
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], PretendGpu]:
+def pretend(monkeypatch: pytest.MonkeyPatch) -> PretendGpu:
     """Let byhand believe that there is a GPU: gives what to enter."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.inference_mode", torch.no_grad)  # its tensors cannot lie inside others
-    return PretendGpu
+    return PretendGpu()

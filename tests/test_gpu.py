@@ -25,7 +25,7 @@ PROMPT = "A list of colors: red"
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, device="cuda" is there."""
-    place: AbstractContextManager[object] = nullcontext() if IS_REAL else pretend(monkeypatch)()
+    place: AbstractContextManager[object] = nullcontext() if IS_REAL else pretend(monkeypatch)
     with place:
         yield
 

@@ -34,10 +34,7 @@ room_on_stack = on_stack(PIECE // FOUR * ARRANGED)
 
 _QUARTER = ir.VectorType(I32, FOUR)
 _NOTHING = ir.Constant(INTS, [0] * LANES)
-
-
-def _lanes(numbers: list[int]) -> ir.Constant:
-    return ir.Constant(INTS, numbers)
+_EACH_FOUR_TIMES = ir.Constant(INTS, [lane // FOUR for lane in range(LANES)])
 
 
 class CodeTile(Tile):
@@ -65,7 +62,7 @@ class CodeTile(Tile):
         for column in range(self.columns):
             codes = self._read(builder.add(self._offset(weights, weight_stride, column), at), left, INTS)
             lines = self._read(builder.add(self._offset(scales, scale_stride, column), of_scales), left, _QUARTER)
-            lines = builder.shuffle_vector(lines, lines, _lanes([lane // FOUR for lane in range(LANES)]))
+            lines = builder.shuffle_vector(lines, lines, _EACH_FOUR_TIMES)
             scale, offset = llvm.lower_half(builder, lines), llvm.upper_half(builder, lines)
             value = builder.sitofp(self._product(codes, planes), llvm.FLOATS)
             total = llvm.fma(builder, offset, sums, builder.load(self.sums[column, 0, 0]))
@@ -116,12 +113,10 @@ def _arrange_group(builder: Any, halves: list[Any], place: Any) -> None:
     """Put one group's part of each line of four where it belongs."""
 
     def put(value: Any, at: int) -> None:
-        address = builder.inttoptr(builder.add(place, I64(at)), value.type.as_pointer())
-        builder.store(value, address, align=1)
+        llvm.write(builder, builder.add(place, I64(at)), value, align=1)
 
     sizes = [llvm.call(builder, "llvm.fabs.v16f32", llvm.FLOATS, [half]) for half in halves]
-    larger = builder.select(builder.fcmp_ordered(">", *sizes), *sizes)
-    peak = llvm.highest(builder, larger)
+    peak = llvm.highest(builder, llvm.larger(builder, *sizes))
     # A group of nothing but zeros may have any factor.
     peak = builder.select(builder.fcmp_ordered(">", peak, llvm.FLOAT(1e-25)), peak, llvm.FLOAT(1e-25))
     numbers_of_one = llvm.spread(builder, builder.fdiv(llvm.FLOAT(LARGEST), peak))
@@ -132,12 +127,9 @@ def _arrange_group(builder: Any, halves: list[Any], place: Any) -> None:
             digit = builder.ashr(builder.shl(number, all_lanes(I32, 24)), all_lanes(I32, 24))
             number = builder.ashr(builder.sub(number, digit), all_lanes(I32, 8))
             put(builder.trunc(digit, ir.VectorType(llvm.I8, LANES)), PLANE * plane + LINE * half)
-    quarter = ir.VectorType(llvm.FLOAT, FOUR)
     of_sum = builder.fmul(llvm.total(builder, builder.fadd(*halves)), llvm.FLOAT(1 / FOUR))
     for line, value in enumerate((builder.fdiv(peak, llvm.FLOAT(LARGEST)), of_sum)):
-        lanes = builder.insert_element(ir.Constant(quarter, ir.Undefined), value, I32(0))
-        lanes = builder.shuffle_vector(lanes, lanes, ir.Constant(_QUARTER, [0] * FOUR))
-        put(lanes, PLANES * PLANE + LINE * line)
+        put(llvm.spread(builder, value, FOUR), PLANES * PLANE + LINE * line)
 
 
 def for_one_row() -> dict[str, Any]:

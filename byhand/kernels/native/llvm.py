@@ -30,11 +30,11 @@ def all_lanes(kind: ir.Type, value: float) -> ir.Constant:
     return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
 
 
-def spread(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any, lanes: int = LANES) -> Any:
     """A scalar in every lane."""
-    kind = ir.VectorType(value.type, LANES)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(INTS, [0] * LANES))
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(nothing, value, I32(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
 def read(builder: Any, address: Any, kind: ir.Type) -> Any:
@@ -42,11 +42,14 @@ def read(builder: Any, address: Any, kind: ir.Type) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
 
 
+def write(builder: Any, address: Any, value: Any, align: int = 4) -> Any:
+    """Put a value at an address, which is a multiple of `align`."""
+    return builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
 def read_some(builder: Any, address: Any, count: Any, kind: ir.VectorType) -> Any:
     """The first so many lanes of what lies at an address, int32; the others are 0, and their memory is not touched."""
-    count = builder.trunc(count, I32)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), count, I32(0))
-    counts = builder.shuffle_vector(first, first, ir.Constant(kind, [0] * kind.count))
+    counts = spread(builder, builder.trunc(count, I32), kind.count)
     is_there = builder.icmp_signed("<", ir.Constant(kind, list(range(kind.count))), counts)
     place, nothing = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, [0] * kind.count)
     return call(builder, f"llvm.masked.load.v{kind.count}i32.p0", kind, [place, I32(1), is_there, nothing])
@@ -80,6 +83,11 @@ def total(builder: Any, a: Any) -> Any:
 def highest(builder: Any, a: Any) -> Any:
     """The largest lane."""
     return call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [a], ("nnan",))
+
+
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of two in each lane."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def turned(builder: Any, rows: list[Any]) -> list[Any]:

@@ -262,7 +262,7 @@ def unpacking(form: Format) -> Any:
                 values = form.load(builder, place)
             for part, value in enumerate(values):
                 at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
-                builder.store(value, builder.inttoptr(builder.add(out, at), llvm.FLOATS.as_pointer()), align=4)
+                llvm.write(builder, builder.add(out, at), value)
 
     return unpack
 
@@ -276,7 +276,7 @@ def pairing(form: Format) -> Any:
             at = builder.mul(loop.index, llvm.I64(form.block_bytes))
             rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
             place = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
-            builder.store(llvm.rounded_pairs(builder, *rows), builder.inttoptr(place, llvm.INTS.as_pointer()), align=4)
+            llvm.write(builder, place, llvm.rounded_pairs(builder, *rows))
 
     return pair
 
@@ -310,7 +310,7 @@ def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
             columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
         for number, value in enumerate(columns):
             at = builder.add(out, builder.mul(out_stride, llvm.I64(number)))
-            builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
+            llvm.write(builder, at, value)
 
     return turn
 
@@ -351,6 +351,6 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
                 for number, total in zip(numbers, totals[row * vectors :], strict=False):
                     builder.store(add(builder, share, number, builder.load(total)), total)
         for place, total in zip(places, totals, strict=True):
-            builder.store(builder.load(total), builder.inttoptr(place, llvm.FLOATS.as_pointer()), align=4)
+            llvm.write(builder, place, builder.load(total))
 
     return mix

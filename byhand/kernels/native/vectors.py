@@ -122,23 +122,20 @@ def fraction(table, number):  # type: ignore[no-untyped-def]
 @typed(types.void, _address, vector)
 def store(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen float32 at an address."""
-    return builder.store(value, builder.inttoptr(address, llvm.FLOATS.as_pointer()), align=4)
+    return llvm.write(builder, address, value)
 
 
 @typed(types.void, _address, types.float32)
 def put(builder: Any, address: Any, value: Any) -> Any:
     """Put one float32 at an address."""
-    return builder.store(value, builder.inttoptr(address, llvm.FLOAT.as_pointer()), align=4)
+    return llvm.write(builder, address, value)
 
 
 @typed(types.void, _address, types.float32)
 def put_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     """Put one number as bfloat16, rounded to nearest."""
-    return builder.store(
-        builder.trunc(llvm.to_bfloat16(builder, value, llvm.I32, llvm.I32), llvm.I16),
-        builder.inttoptr(address, llvm.I16.as_pointer()),
-        align=2,
-    )
+    upper = llvm.to_bfloat16(builder, value, llvm.I32, llvm.I32)
+    return llvm.write(builder, address, builder.trunc(upper, llvm.I16), 2)
 
 
 @typed(types.void, _address, vector)
@@ -146,27 +143,27 @@ def store_bfloat16(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen numbers as bfloat16, rounded to nearest."""
     narrow = ir.VectorType(llvm.I16, LANES)
     halves = builder.trunc(llvm.lanes_to_bfloat16(builder, value), narrow)
-    return builder.store(halves, builder.inttoptr(address, narrow.as_pointer()), align=2)
+    return llvm.write(builder, address, halves, 2)
 
 
 @typed(types.void, _address, vector)
 def store_rounded(builder: Any, address: Any, value: Any) -> Any:
     """The same as one side of pairs that are multiplied."""
     narrow = llvm.rounded(builder, value)
-    return builder.store(narrow, builder.inttoptr(address, narrow.type.as_pointer()), align=2)
+    return llvm.write(builder, address, narrow, 2)
 
 
 @typed(types.void, _address, vector)
 def store_float16(builder: Any, address: Any, value: Any) -> Any:
     """Put sixteen numbers as float16."""
     narrow = ir.VectorType(llvm.HALF, LANES)
-    return builder.store(builder.fptrunc(value, narrow), builder.inttoptr(address, narrow.as_pointer()), align=2)
+    return llvm.write(builder, address, builder.fptrunc(value, narrow), 2)
 
 
 @typed(types.void, _address, types.float32)
 def put_float16(builder: Any, address: Any, value: Any) -> Any:
     """Put one number as float16."""
-    return builder.store(builder.fptrunc(value, llvm.HALF), builder.inttoptr(address, llvm.HALF.as_pointer()), align=2)
+    return llvm.write(builder, address, builder.fptrunc(value, llvm.HALF), 2)
 
 
 @typed(types.float64, _address)
@@ -178,7 +175,7 @@ def one_double(builder: Any, address: Any) -> Any:
 @typed(types.void, _address, types.float64)
 def put_double(builder: Any, address: Any, value: Any) -> Any:
     """Put one float64 at an address."""
-    return builder.store(value, builder.inttoptr(address, llvm.DOUBLE.as_pointer()), align=8)
+    return llvm.write(builder, address, value, 8)
 
 
 @typed(types.int64, _address, types.int64)
@@ -190,7 +187,7 @@ def take_ticket(builder: Any, address: Any, count: Any) -> Any:
 @typed(types.void, _address, types.int64)
 def put_integer(builder: Any, address: Any, value: Any) -> Any:
     """Put one int64 at an address."""
-    return builder.store(value, builder.inttoptr(address, llvm.I64.as_pointer()), align=8)
+    return llvm.write(builder, address, value, 8)
 
 
 @typed(vector, types.float32)
@@ -214,7 +211,7 @@ def highest(builder: Any, value: Any) -> Any:
 @typed(vector, vector, vector)
 def larger(builder: Any, a: Any, b: Any) -> Any:
     """The larger of two in each lane."""
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+    return llvm.larger(builder, a, b)
 
 
 @typed(vector, vector, vector, vector)
