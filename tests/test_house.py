@@ -70,7 +70,7 @@ ROOMS: dict[str, set[str]] = {
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
 TORCH_FREE += ("server", "web", "collector")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
-LINE_BUDGET = 25_500
+LINE_BUDGET = 28_500
 
 
 def room_of(path: Path) -> str:
