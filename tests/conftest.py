@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-import byhand.llm
+import byhand.opened
 from byhand import LLM
 from byhand.kernels import backends
 from tests.checkpoints import CONFIGS, KERNELS, make_checkpoint
@@ -42,8 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if chosen is None:
         return
     KERNELS["tests"] = chosen
-    given = byhand.llm.open_kernels
-    byhand.llm.open_kernels = lambda name, *rest, **options: given(  # type: ignore[assignment]
+    given = byhand.opened.open_kernels
+    byhand.opened.open_kernels = lambda name, *rest, **options: given(  # type: ignore[assignment]
         chosen if name == "auto" else name, *rest, **options
     )
 

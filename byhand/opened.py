@@ -1,0 +1,186 @@
+"""`Opened`: a checkpoint with its tokenizer, its model and one engine; what `LLM` opens, and lets go of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from byhand.checkpoint import Checkpoint, open_checkpoint
+from byhand.collector import without_collector
+from byhand.engine.engine import Engine
+from byhand.errors import BadRequest, ByhandError
+from byhand.kernels import open_kernels
+from byhand.kv_cache import PAGE_SIZE, KVCache
+from byhand.models import Model, build
+from byhand.record import ModelIdentity
+from byhand.sampling.params import SamplingParams
+from byhand.text import Tokenizer
+from byhand.weights import format_of
+
+T = TypeVar("T")
+
+CACHE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Room for so many full contexts, or this share of the memory that is free now, whichever is less.
+CONTEXTS_CACHED = 16
+MEMORY_SHARE = 0.25
+
+
+class Opened:
+    """A model, its tokenizer and one engine, until it is closed. `LLM` says what the options mean."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache_tokens: int | None = None,
+        threads: int | None = None,
+        revision: str | None = None,
+        kernels: str = "auto",
+        quantize: str | None = None,
+        prefill: str = "exact",
+        cache_dtype: str = "auto",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(positive(threads, "threads"))
+        self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+        self.tokenizer = Tokenizer.open(self.checkpoint.folder)
+        self.notes: list[str] = list(self.checkpoint.notes)
+        self._tell = note
+        place = _device(device)
+        cached_as = _cache_dtype(cache_dtype)
+        with without_collector():
+            backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
+        form = quantize or format_of(self.checkpoint, dtype)
+        with ThreadPoolExecutor(1, "byhand-prepare") as beside:
+            prepared = beside.submit(backend.prepare, form, cached_as)
+            self._model: Model | None = build(self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize)
+            self._engine: Engine | None = self._open_engine(cache_tokens, cached_as)
+            prepared.result()
+        if self.model.dtype != form:  # a pickle says only when it is read what it holds
+            backend.prepare(self.model.dtype, cached_as)
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    def _open_engine(self, cache_tokens: int | None, dtype: torch.dtype) -> Engine:
+        specs = self.model.layer_specs
+        page_bytes = KVCache(specs, 0, dtype=dtype).page_bytes
+        if cache_tokens is None:
+            pages = _default_pages(self.context_length, page_bytes)
+        else:
+            pages = -(-positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
+        cache = KVCache(specs, pages, device=self.model.device, dtype=dtype)
+        root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
+        return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
+
+    # What was opened.
+
+    @property
+    def model(self) -> Model:
+        """The layers and their weights."""
+        return self._still_open(self._model)
+
+    @property
+    def engine(self) -> Engine:
+        """The one step function, on this model's cache."""
+        return self._still_open(self._engine)
+
+    def _still_open(self, part: T | None) -> T:
+        if part is None:
+            raise ByhandError(f"this LLM was closed: open {self.name!r} again")
+        return part
+
+    @property
+    def name(self) -> str:
+        """The name it was opened by."""
+        return self.checkpoint.identity.name
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, type, digest and dtype: what a record remembers of its model."""
+        checkpoint = self.checkpoint
+        return ModelIdentity(
+            checkpoint.identity.name, checkpoint.model_type, checkpoint.identity.digest, self.model.dtype
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the model; the tokenizer may know fewer."""
+        return self.model.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model can read at most, prompt and continuation."""
+        return self.model.context_length
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a run: the union of what config, generation config and tokenizer name."""
+        return self.tokenizer.eos_ids
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The checkpoint's own sampling settings: shown, and applied only on request."""
+        return self.checkpoint.generation_config
+
+    def checkpoint_params(self, **changes: Any) -> SamplingParams:
+        """The checkpoint's own settings as SamplingParams, with changes of yours."""
+        return SamplingParams.from_checkpoint(self.generation_config, **changes)
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of the weights and the cache; a Run that is still held keeps what it needs."""
+        self._model = self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._model is None:
+            return f"LLM({self.name!r}, closed)"
+        return f"LLM({self.name!r}, {self.model.dtype}, {self.vocab_size} ids, context {self.context_length})"
+
+
+def positive(value: int, param: str) -> int:
+    """A whole number of at least 1, or a sentence that names the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadRequest(f"`{param}` is {value!r}; it must be an integer of at least 1", param=param)
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise BadRequest(f"`device` is {name!r}; known: auto, cpu, cuda", param="device")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadRequest("`device` is 'cuda', but torch sees no CUDA device here", param="device")
+    return torch.device(name)
+
+
+def _cache_dtype(name: str) -> torch.dtype:
+    if name not in CACHE_DTYPES:
+        raise BadRequest(f"`cache_dtype` is {name!r}; it must be one of {', '.join(CACHE_DTYPES)}", param="cache_dtype")
+    return CACHE_DTYPES[name]
+
+
+def _default_pages(context_length: int, page_bytes: int) -> int:
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    affordable = int(free * MEMORY_SHARE) // page_bytes
+    return max(1, min(CONTEXTS_CACHED * -(-context_length // PAGE_SIZE), affordable))
