@@ -16,6 +16,7 @@ from typing import Any
 
 from byhand.bench.shapes import shape_config, tensors_of
 from byhand.errors import BadRequest
+from byhand.user_cache import user_cache
 
 SCALE = 0.02
 SPECIAL = ("<s>", "</s>")  # ids 0 and 1
@@ -40,8 +41,6 @@ class Source:
 
 def cache_root() -> Path:
     """Where made and converted checkpoints are kept unless another folder is named."""
-    from byhand.kernels.native.compiled import user_cache
-
     return user_cache() / "bench"
 
 

@@ -24,6 +24,8 @@ import llvmlite
 import numba
 from llvmlite import binding
 
+from byhand.user_cache import user_cache
+
 # What Numba's published types leave out: its settings, and some options of njit.
 _config: Any = numba.config
 _njit: Any = numba.njit
@@ -33,17 +35,6 @@ SOURCES = Path(__file__).parent
 # The folders of other versions: so many of the last used stay, and whatever was used within a day.
 KEPT = 4
 RECENT_SECONDS = 24 * 3600
-
-
-def user_cache() -> Path:
-    """The folder that BYHAND_CACHE names, or `byhand` where this system keeps such things."""
-    if chosen := os.environ.get("BYHAND_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "byhand"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "byhand" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byhand"
 
 
 def digest(sources: Path = SOURCES) -> str:
