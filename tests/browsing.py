@@ -1,48 +1,30 @@
-"""A real Chromium for tests of the page: the system's own, or the one that Playwright fetches where it may."""
+"""A real Chromium for tests of the page, and somebody who sits before it."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests import chromium
 from tests.serving import Running
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MISSING = (
-    "the page's tests need a browser, and none was found: install Chromium or Chrome "
-    "(on Debian: apt install chromium), or run: python -m playwright install chromium"
-)
 SECONDS = 15.0
 
 expect.set_options(timeout=SECONDS * 1000)
 
 
-def launch(playwright: Playwright) -> Browser:
-    """The system's Chromium or Chrome; else Playwright's, fetched once; else a plain word on what is missing."""
-    system = next(filter(None, map(shutil.which, NAMES)), None)
-    if system is not None:
-        return playwright.chromium.launch(executable_path=system)
-    try:
-        return playwright.chromium.launch()
-    except Error:
-        fetch = [sys.executable, "-m", "playwright", "install", "chromium"]
-        if subprocess.run(fetch, capture_output=True, check=False).returncode:
-            pytest.fail(MISSING)
-        return playwright.chromium.launch()
-
-
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser that is closed in the end."""
+    """The browser that is here, closed in the end; else a plain word on what is missing."""
+    found = chromium.find()
+    if found is None:
+        pytest.fail(chromium.MISSING, pytrace=False)
     with sync_playwright() as playwright:
-        opened = launch(playwright)
+        opened = playwright.chromium.launch(executable_path=found)
         yield opened
         opened.close()
 

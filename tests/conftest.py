@@ -48,6 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of files that use a browser are marked `page`, so that they can be left out."""
+    for item in items:
+        names = vars(getattr(item, "module", None) or type(item)).values()
+        if any(getattr(value, "__module__", None) == "tests.browsing" for value in names):
+            item.add_marker("page")
+
+
 TEXT = "the quick brown fox jumps over a lazy dog, and then the dog sleeps. one two three: red, green, blue. " * 8
 
 

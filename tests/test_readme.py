@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Times differ from run to run.
 TIMES = re.compile(r"\d+(\.\d+)? ?(ms|s)\b|\d+(\.\d+)?/s")
+# So do versions, from one environment to the next.
+VERSIONS = re.compile(r"\b\d+\.\d+\.\d+\S*")
 
 
 def demo_blocks() -> list[tuple[str, str]]:
@@ -36,8 +38,8 @@ def test_the_demo_prints_what_the_readme_shows(
 
 
 def clean(text: str) -> list[str]:
-    """The lines, without times, the script's headings, and white space at their ends."""
-    lines = (TIMES.sub("TIME", line).strip() for line in text.splitlines())
+    """The lines, without times, versions, the script's headings, and white space at their ends."""
+    lines = (VERSIONS.sub("VERSION", TIMES.sub("TIME", line)).strip() for line in text.splitlines())
     return [line for line in lines if line and not re.match(r"# [A-Z]", line)]
 
 

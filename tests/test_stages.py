@@ -195,6 +195,7 @@ def their_chain(
     config = transformers.GenerationConfig(
         do_sample=not params.is_greedy,
         num_beams=1,
+        num_return_sequences=1,
         sequence_bias={(token,): bias for token, bias in params.logit_bias.items()} or None,
         repetition_penalty=params.repetition_penalty,
         no_repeat_ngram_size=params.no_repeat_ngram_size,

@@ -1,0 +1,119 @@
+"""The browser of the page's tests: where it is looked for, in which order, and what is said where none can be had."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import chromium
+
+ROOT = Path(__file__).parents[1]
+
+
+class Machine:
+    """A machine on which only some ways to a browser lead to one; what is run there is written down."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, has: tuple[str, ...] = (), gives: tuple[str, ...] = ()) -> None:
+        self.has, self.gives = set(has), gives
+        self.ran: list[str] = []
+        self.user = 0
+        patch.delenv("CHROMIUM", raising=False)
+        patch.setattr(chromium, "run", self.run)
+        patch.setattr(chromium, "starts", lambda path: Path(path).name in self.has and not path.startswith("/broken"))
+        patch.setattr(chromium, "of_playwright", lambda: "/venv/theirs" if "playwright" in self.has else None)
+        patch.setattr(chromium, "APPLICATIONS", ())
+        patch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in {*self.has, "apt-get"} else None)
+        patch.setattr(os, "geteuid", lambda: self.user)
+        patch.setattr(chromium, "WAYS", (chromium.of_the_system, chromium.of_playwright, *chromium.WAYS[2:]))
+
+    def run(self, command: list[str], seconds: int, environment: object = None) -> bool:
+        """What fetching gives here."""
+        self.ran.append(" ".join(command))
+        given = "playwright" if "playwright" in command else command[-1]
+        if given in self.gives:
+            self.has.add(given)
+        return given in (*self.gives, "update")
+
+
+def outcome(capsys: pytest.CaptureFixture[str]) -> tuple[int, str, list[str]]:
+    """Exit code, path, and the lines said."""
+    code = chromium.main()
+    captured = capsys.readouterr()
+    return code, captured.out.strip(), captured.err.splitlines()
+
+
+def test_the_systems_own_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(monkeypatch, has=("google-chrome", "playwright"))
+    assert outcome(capsys) == (0, "/usr/bin/google-chrome", [])
+    assert machine.ran == []
+
+
+def test_playwrights_is_downloaded_where_the_system_has_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch, gives=("playwright", "chromium"))
+    code, path, said = outcome(capsys)
+    assert (code, path, len(said)) == (0, "/venv/theirs", 1)
+    assert machine.ran == [f"{sys.executable} -m playwright install chromium"]
+    assert outcome(capsys) == (0, "/venv/theirs", [])  # and is there the next time
+
+
+def test_root_gets_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(monkeypatch, gives=("chromium",))
+    code, path, said = outcome(capsys)
+    assert (code, path) == (0, "/usr/bin/chromium")
+    assert "apt-get install chromium" in said[-1]
+    assert machine.ran[-1] == "/usr/bin/apt-get install --yes --no-install-recommends chromium"
+
+
+def test_others_are_told_and_nothing_is_asked_of_sudo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch, gives=("chromium",))
+    machine.user = 1000
+    code, path, said = outcome(capsys)
+    assert (code, path, said[-1]) == (2, "", chromium.MISSING)
+    assert machine.ran == [f"{sys.executable} -m playwright install chromium"]
+    assert "make test PAGE=no" in chromium.MISSING
+
+
+def test_a_browser_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho this is a stub >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(chromium, "APPLICATIONS", ())
+    assert shutil.which("chromium") == str(broken)
+    assert chromium.of_the_system() is None
+
+
+def test_a_named_one_that_does_not_start_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch, has=("chromium",))
+    monkeypatch.setenv("CHROMIUM", "/usr/bin/less")
+    code, path, [said] = outcome(capsys)
+    assert (code, path) == (2, "")
+    assert "/usr/bin/less" in said
+
+
+def planned(*arguments: str) -> str:
+    """What `make test` would run, nothing done."""
+    command = ["make", "--dry-run", "--always-make", "test", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_page_can_be_left_out_and_that_is_said() -> None:
+    whole, without = planned(), planned("PAGE=no")
+    assert "tests.chromium" in whole
+    assert "not page" not in whole
+    assert "tests.chromium" not in without
+    assert without.count("pytest") == without.count("not page") == whole.count("pytest")
+    assert "left out" in without.splitlines()[-1]
