@@ -42,9 +42,11 @@ class LLM(Opened):
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: text gets the start-of-sequence token as the checkpoint's tokenizer adds it; ids stay."""
         if isinstance(prompt, str):
+            self.check_fits(prompt)
             ids = self.tokenizer.encode(prompt)
             self._warn_doubled_start(ids)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
+            self._check_length(len(prompt))
             ids = self.check_ids(cast(Sequence[int], prompt), "prompt")
         else:
             raise PromptError(
@@ -52,11 +54,24 @@ class LLM(Opened):
             )
         if not ids:
             raise PromptError("the prompt is empty: it has no token at all", param="prompt")
-        if len(ids) > self.context_length:
-            raise PromptTooLong(
-                f"the prompt has {len(ids)} tokens; this model reads {self.context_length}", param="prompt"
-            )
+        self._check_length(len(ids))
         return ids
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of what a chat template has made: it wrote its own start-of-sequence token, so none is added."""
+        self.check_fits(text)
+        return self.encode(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def check_fits(self, text: str, param: str = "prompt") -> None:
+        """Refuse a text that is too long however it is cut into tokens: its length tells, and it is not encoded."""
+        if len(text) > self.context_length:
+            fewest = self.tokenizer.fewest_tokens(text)
+            self._check_length(fewest, param, f"{len(text)} characters, which are {fewest} tokens or more")
+
+    def _check_length(self, tokens: int, param: str = "prompt", told: str = "") -> None:
+        if tokens > self.context_length:
+            told = told or f"{tokens} tokens"
+            raise PromptTooLong(f"the {param} has {told}; this model reads {self.context_length}", param=param)
 
     def check_ids(self, ids: Sequence[int], param: str) -> list[int]:
         """Refuse ids that the model does not have."""
@@ -87,8 +102,8 @@ class LLM(Opened):
         return self.template.render(messages, **values)
 
     def chat_ids(self, messages: Messages, **values: Any) -> list[int]:
-        """The same as ids. The template writes its own start token, so none is added."""
-        return self.encode(self.tokenizer.encode(self.render_chat(messages, **values), add_special_tokens=False))
+        """The same as ids."""
+        return self.encode_rendered(self.render_chat(messages, **values))
 
     # Prompt processing, looked at.
 

@@ -117,6 +117,7 @@ class Run:
     def insert(self, text: str | Sequence[int]) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
         if isinstance(text, str):
+            self._llm.check_fits(text, "text")
             ids = self._llm.tokenizer.encode_continuation(text)
         else:
             ids = self._llm.check_ids(text, "text")

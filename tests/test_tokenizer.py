@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from random import Random
 from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from byhand.errors import BadConfig, ByhandError, CheckpointError, CheckpointNotFound, PromptError
 from byhand.text import Tokenizer
@@ -24,6 +24,7 @@ from tests.tokenizers_for_tests import (
     byte_level,
     every_sort,
     unigram,
+    with_plain_additions,
     word_piece,
     write_folder,
     write_vocab_and_merges,
@@ -234,23 +235,140 @@ def test_special_tokens_in_a_text_are_read_or_spelled_out():
         assert end in tokenizer.encode("a</s>b")  # the switch is back
 
 
-class SlowBackend:
-    """Stands for the library: it looks at its switch a moment after it was asked to encode."""
-
-    def __init__(self) -> None:
-        self.encode_special_tokens = False
-
-    def encode(self, text: str, add_special_tokens: bool) -> Any:
-        time.sleep(0.002)
-        return SimpleNamespace(ids=[int(self.encode_special_tokens)])
+def test_threads_that_spell_out_and_threads_that_read_do_not_meet():
+    for name in ("byte level", "byte fallback"):
+        tokenizer = every_sort()[name]
+        wanted = [tokenizer.encode("a</s>b", parse_special=parsed) for parsed in (False, True)]
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(tokenizer.encode, "a</s>b", parse_special=bool(i % 2)) for i in range(200)]
+        assert [job.result() for job in jobs] == wanted * 100
 
 
-def test_the_switch_of_one_thread_is_not_seen_by_another():
+# Long texts.
+
+
+class Watched:
+    """A backend that knows no way but those that let go of the GIL, and takes its time over one text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, slow: str) -> None:
+        self._backend, self._slow, self.go_on = backend, slow, threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        assert name not in ("encode", "decode", "encode_batch"), f"{name} holds the GIL, or makes offsets"
+        return getattr(self._backend, name)
+
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+        if texts == [self._slow]:
+            assert self.go_on.wait(20)
+        return self._backend.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("name", ["byte level", "byte fallback"])
+def test_no_text_waits_for_another_and_all_go_the_way_that_lets_go_of_the_gil(name: str):
+    tokenizer = every_sort()[name]
+    wanted = [tokenizer.encode("red"), tokenizer.encode("r</s>", parse_special=False), tokenizer.one_token(" red")]
+    watched = tokenizer._backend = Watched(tokenizer._backend, "a long text")  # type: ignore[assignment]
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(tokenizer.encode, "a long text")
+        try:
+            ids = [tokenizer.encode("red"), tokenizer.encode("r</s>", parse_special=False), tokenizer.one_token(" red")]
+        finally:
+            watched.go_on.set()
+    assert ids == wanted
+    assert tokenizer.decode(long.result()) == "a long text"
+
+
+def test_a_long_text_is_no_token_and_is_not_encoded_to_learn_that():
     tokenizer = every_sort()["byte level"]
-    tokenizer._backend = SlowBackend()  # type: ignore[assignment]
-    with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(tokenizer.encode, "x", parse_special=bool(i % 2)) for i in range(40)]
-    assert [job.result() for job in jobs] == [[1 - i % 2] for i in range(40)]
+    tokenizer._backend = Watched(tokenizer._backend, "a" * 2000)  # type: ignore[assignment]
+    with pytest.raises(PromptError, match="a text of 2000 characters is no token; the longest of this vocabulary has"):
+        tokenizer.one_token("a" * 2000)
+
+
+def single_bytes(*without: str) -> tokenizers.Tokenizer:
+    """A piece for each byte and no other: as many tokens as there can be."""
+    letters = {*pre_tokenizers.ByteLevel.alphabet()} - {*without}
+    backend = tokenizers.Tokenizer(models.BPE({letter: place for place, letter in enumerate(sorted(letters))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return backend
+
+
+def normalized(*steps: Any, backend: tokenizers.Tokenizer | None = None) -> Tokenizer:
+    """A tokenizer that changes texts before it reads them."""
+    backend = backend or single_bytes()
+    backend.normalizer = normalizers.Sequence([*steps])
+    return Tokenizer(backend)
+
+
+def taking_space() -> Tokenizer:
+    backend = single_bytes()
+    backend.add_tokens([AddedToken("🙂", lstrip=True, rstrip=True, normalized=False)])
+    return Tokenizer(backend)
+
+
+def word_split() -> tokenizers.Tokenizer:
+    backend = single_bytes()
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(split)
+    return backend
+
+
+BOUNDED = {
+    "byte level": lambda: every_sort()["byte level"],
+    "byte fallback": lambda: every_sort()["byte fallback"],
+    "composing": lambda: normalized(normalizers.NFC()),
+    "composing twice": lambda: normalized(normalizers.NFKC(), normalizers.Lowercase(), normalizers.NFC()),
+    "composing late": lambda: normalized(normalizers.Lowercase(), normalizers.NFC()),
+    "taking space": taking_space,
+    "replacing": lambda: normalized(normalizers.Replace("aaaa", "e")),
+    "decomposing": lambda: normalized(normalizers.NFD(), backend=with_plain_additions(byte_level("<s>", "</s>"))),
+}
+UNBOUNDED = {
+    "word piece": lambda: every_sort()["word pieces"],
+    "unigram": lambda: every_sort()["metaspace"],
+    "stripping accents": lambda: normalized(normalizers.NFD(), normalizers.StripAccents()),
+    "replacing any run": lambda: normalized(normalizers.Replace(Regex("a+"), "e")),
+    "dropping": lambda: normalized(normalizers.Replace("a", "")),
+    "splitting at spaces": lambda: Tokenizer(word_split()),
+    "no piece for a byte": lambda: Tokenizer(single_bytes("a")),
+    "unknown bytes": lambda: Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"))),
+}
+RUNS = [
+    "a",
+    " ",
+    "\n",
+    "the ",
+    "\u03b1\u0313\u0300\u0345",
+    "\u1112\u1161\u11ab",
+    "e\u0301",
+    "你",
+    "🙂",
+    "<word> ",
+    "日 本",
+    "   ",
+    "</s>",
+]
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, *UNBOUNDED])
+def test_a_text_never_has_fewer_tokens_than_its_length_tells(name: str):
+    tokenizer = {**BOUNDED, **UNBOUNDED}[name]()
+    random = Random(3)
+    texts = [run * 300 for run in RUNS] + ["🙂" + " " * 300] + ["".join(random.choices(RUNS, k=200)) for _ in range(20)]
+    for text in texts:
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False)), text[:20]
+    told = [tokenizer.fewest_tokens("abc" * 20_000) for _ in range(2)]
+    assert (told[0] > 400) == (name in BOUNDED)
+    assert tokenizer.fewest_tokens("") == 0
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["gpt2", "phi-3", "gpt-neox-20b", "opt"])
+def test_real_vocabularies_bound_a_text_too(name: str):
+    tokenizer = Tokenizer.open(REAL / name)
+    for text in [*LINES, *(run * 400 for run in RUNS)]:
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+    assert tokenizer.fewest_tokens("abc " * 1_000_000) > 5000
 
 
 def test_stop_ids_are_the_union_of_three_files(tmp_path: Path):

@@ -17,9 +17,12 @@ import tokenizers
 
 from byhand.errors import ByhandError, CheckpointError, PromptError
 from byhand.text.files import TokenizerFiles
+from byhand.text.length import Reach, longest_piece, part_state, parts_of, reach_of
 from byhand.text.loading import guarded, load_backend
 from byhand.text.spelling import Spelling, spelling_of
 from byhand.types import Token
+
+LONG = 1000  # characters that a piece of a vocabulary hardly has, so that the vocabulary need not be asked
 
 
 class Tokenizer:
@@ -36,12 +39,13 @@ class Tokenizer:
     ) -> None:
         self._backend = backend
         self._lock = Lock()
+        self._copies: dict[bool, tokenizers.Tokenizer] = {}
         self._tokens: dict[int, Token] = {}
         self.special_tokens = dict(special_tokens or {})
         self.bos_id = self._id_named("bos_token") if bos_id is None else bos_id
         self.eos_ids = frozenset(eos_ids) | self._ids_of([self.special_tokens.get("eos_token")])
         self.special_ids = self._special_ids(extra_special)
-        self.spelling: Spelling = spelling_of(_state(backend.decoder), backend.decoder)
+        self.spelling: Spelling = spelling_of(part_state(backend.decoder), backend.decoder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Tokenizer:
@@ -95,9 +99,16 @@ class Tokenizer:
         """The ids of text that goes on after other text: no token in front, no space invented."""
         return self._encode(self._continuing, text, False, parse_special)
 
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, without encoding it; 0 where this tokenizer lets nothing be said."""
+        return self._reach.fewest(text) if self._reach else 0
+
     def one_token(self, text: str) -> int:
         """The id whose own text is exactly this; a special token goes by its name."""
         _check_text(text)
+        if len(text) > LONG and len(text) > (longest := longest_piece(self._backend)):
+            message = f"a text of {len(text)} characters is no token; the longest of this vocabulary has {longest}"
+            raise PromptError(message, param="token")
         token_id = self._exact(text)
         if token_id is not None:
             return token_id
@@ -122,7 +133,8 @@ class Tokenizer:
         """The text of ids; ids that the tokenizer lacks have none."""
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         known = [token_id for token_id in ids if 0 <= token_id < self.vocab_size and token_id not in skipped]
-        return self._backend.decode(known, skip_special_tokens=False)
+        [text] = self._backend.decode_batch([known], skip_special_tokens=False)  # lets go of the GIL, as encoding does
+        return text
 
     # Inside.
 
@@ -130,17 +142,37 @@ class Tokenizer:
         self, backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool, parse_special: bool
     ) -> list[int]:
         _check_text(text)
-        # The switch is a state of the backend, so no other thread may encode while it is turned.
+        if not parse_special and self._marked_ids.intersection(_encoded(backend, text, False)):
+            backend = self._spelling_out(backend)
+        return _encoded(backend, text, add_special_tokens)
+
+    @cached_property
+    def _marked_ids(self) -> frozenset[int]:
+        """The ids that are found in a text by their names before it is cut into words, and are special."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def _reach(self) -> Reach | None:
+        return reach_of(self._backend)
+
+    def _spelling_out(self, backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which the names of special tokens are text.
+
+        A copy: other threads would see the switch of the one that they use, or wait until it is switched back.
+        """
         with self._lock:
-            backend.encode_special_tokens = not parse_special
-            encoding = guarded(lambda: backend.encode(text, add_special_tokens=add_special_tokens), _refuse_to_encode)
-        return encoding.ids
+            is_plain = backend is self._backend
+            if is_plain not in self._copies:
+                self._copies[is_plain] = tokenizers.Tokenizer.from_str(backend.to_str())
+                self._copies[is_plain].encode_special_tokens = True
+            return self._copies[is_plain]
 
     @cached_property
     def _continuing(self) -> tokenizers.Tokenizer:
         """The same tokenizer without the space that it would put in front of a text."""
         parts = (self._backend.normalizer, self._backend.pre_tokenizer)
-        if not any(_puts_space(_state(part)) for part in parts):
+        if not any(_puts_space(part_state(part)) for part in parts):
             return self._backend
         whole = json.loads(self._backend.to_str())
         whole["normalizer"] = _without_space(whole["normalizer"])
@@ -186,9 +218,17 @@ class Tokenizer:
         return frozenset(token_id for token_id in ids if token_id is not None)
 
     def _special_ids(self, extra: Iterable[str]) -> frozenset[int]:
-        added = self._backend.get_added_tokens_decoder()
-        marked = frozenset(token_id for token_id, token in added.items() if token.special)
-        return marked | self._ids_of(self.special_tokens.values()) | self._ids_of(extra)
+        return self._marked_ids | self._ids_of(self.special_tokens.values()) | self._ids_of(extra)
+
+
+def _encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """The ids of a text. A batch lets go of the GIL while it is encoded, a text alone does not."""
+    [encoding] = guarded(
+        # The fast way has no offsets, which nobody here asks for.
+        lambda: backend.encode_batch_fast([text], add_special_tokens=add_special_tokens),
+        _refuse_to_encode,
+    )
+    return encoding.ids
 
 
 def _check_text(text: object) -> None:
@@ -207,32 +247,20 @@ def _refuse_to_encode(reason: str) -> ByhandError:
     return CheckpointError(f"the checkpoint's tokenizer fails on this text: {reason}")
 
 
-def _state(part: Any) -> dict[str, Any] | None:
-    """A part of a tokenizer as tokenizer.json describes it."""
-    if part is None:
-        return None
-    state: dict[str, Any] = json.loads(part.__getstate__())
-    return state
-
-
-def _parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(state.get("normalizers") or state.get("pretokenizers") or [])
-
-
 def _puts_space(state: Mapping[str, Any] | None) -> bool:
     """True where this normalizer or pre-tokenizer puts a space before a text."""
     if state is None:
         return False
     if state["type"] == "Prepend" or state.get("add_prefix_space") is True:
         return True
-    return state.get("prepend_scheme", "never") != "never" or any(_puts_space(part) for part in _parts(state))
+    return state.get("prepend_scheme", "never") != "never" or any(_puts_space(part) for part in parts_of(state))
 
 
 def _without_space(state: dict[str, Any] | None) -> dict[str, Any] | None:
     """The same part without the space it puts first; None where nothing is left."""
     if state is None or state["type"] == "Prepend":
         return None
-    kept = [part for part in map(_without_space, _parts(state)) if part is not None]
+    kept = [part for part in map(_without_space, parts_of(state)) if part is not None]
     changes: dict[str, Any] = {key: kept for key in ("normalizers", "pretokenizers") if key in state}
     if "prepend_scheme" in state:
         changes["prepend_scheme"] = "never"
