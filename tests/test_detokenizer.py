@@ -45,6 +45,14 @@ def grown(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> tuple[list
     return [detokenizer.push(token) for token in ids], detokenizer.flush()
 
 
+def held_whole(tokenizer: Tokenizer, ids: list[int], skip: bool) -> int:
+    """Characters that a context of these ids ends with and holds back, though nothing is missing of them."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
+    for token in ids:
+        detokenizer.push(token)
+    return len(detokenizer.held.rstrip("\ufffd"))
+
+
 def check_every_split(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> str:
     """Push the ids one by one from every place on; the text must be the same wherever the context ends."""
     pushed, rest = grown(tokenizer, ids, skip)
@@ -52,8 +60,9 @@ def check_every_split(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -
     assert whole == tokenizer.decode(ids, skip)
     for cut in range(1, len(ids) + 1):
         detokenizer = Detokenizer(tokenizer, ids[:cut], skip_special_tokens=skip)
+        before = len("".join(pushed[:cut])) + held_whole(tokenizer, ids[:cut], skip)
         after = "".join(detokenizer.push(token) for token in ids[cut:]) + detokenizer.flush()
-        assert "".join(pushed[:cut]) + after == whole
+        assert after == whole[before:]
     return whole
 
 
@@ -140,6 +149,18 @@ def test_a_row_of_bytes_stands_or_falls_as_a_whole():
     assert [other.push(token) for token in (*euro, red)] == ["\ufffd"] * 3 + [" red"]
     assert detokenizer.push(red) == "€ red"
     assert (detokenizer.held, detokenizer.flush()) == ("", "")
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", "€", "🙂\n"])
+@pytest.mark.parametrize("name", SORTS[:5])
+def test_what_the_context_ends_with_is_not_said_again(name: str, end: str):
+    """Its last line end may be a byte piece, whose row could go on: it was read, and is no part of what follows."""
+    tokenizer = named(name)
+    for text in ("the red", "\nred", "€", ""):
+        context = tokenizer.encode(f"the{end}")
+        detokenizer = Detokenizer(tokenizer, context)
+        after = "".join(detokenizer.push(token) for token in tokenizer.encode_continuation(text))
+        assert after + detokenizer.flush() == text
 
 
 def test_the_space_in_front_is_lost_once_only():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from byhand import LLM, FinishReason, PromptError, RunFinished, SamplingParams, naive
-from byhand.engine.state import TextState
+from byhand.engine.output import TextState
 from byhand.errors import BadRequest, OutOfPages
 from byhand.kv_cache import PAGE_SIZE
 from tests.tokenizers_for_tests import every_sort

@@ -16,9 +16,10 @@ from time import perf_counter
 import torch
 
 from byhand.engine.batch import batch_of
+from byhand.engine.output import TextState, Way
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
-from byhand.engine.state import Line, RunState, TextState, Work, own_rows
+from byhand.engine.state import Line, RunState, Work, own_rows
 from byhand.errors import RunFinished
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model
@@ -307,7 +308,7 @@ class Engine:
         """Make the Step of the first id of the user's that has none yet, from the logits that stand before it."""
         position = run.prompt_length + len(run.steps)
         choice = self.choose(run, line, position, run.ids[position])
-        text = run.text_state.insert(choice.id)
+        text, _ = run.text_state.push(choice.id, Way.FREE)
         if run.recent is not None:
             run.recent.keep(position, line)
         step = replace(self.make_step(run, choice, position, text, run.work, 0.0), finish_reason=None)
@@ -333,13 +334,12 @@ class Engine:
 
     def _read_ending(self, run: RunState, token: int) -> str:
         """Turn the newest id into text, and find out whether it ends the run."""
+        way = Way.PASSES if run.generated < run.params.min_tokens else Way.ENDS
         if token in run.params.stop_ids or (token in self.eos_ids and not run.params.ignore_eos):
-            run.finish_reason, run.stop_reason = FinishReason.STOP, token
-            return run.text_state.flush()
-        if run.generated < (run.params.min_tokens or 0):
-            text = run.text_state.insert(token)
-        else:
-            text, run.stop_reason = run.text_state.push(token)
+            text, matched = run.text_state.end(token, way)
+            run.finish_reason, run.stop_reason = FinishReason.STOP, token if matched is None else matched
+            return text
+        text, run.stop_reason = run.text_state.push(token, way)
         if run.stop_reason is not None:
             run.finish_reason = FinishReason.STOP
             return text

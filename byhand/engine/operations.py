@@ -12,7 +12,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from byhand.engine.engine import Engine
-from byhand.engine.state import RunState, Snapshot, TextState, Work, own_rows
+from byhand.engine.output import TextState
+from byhand.engine.state import RunState, Snapshot, Work, own_rows
 from byhand.errors import BadRequest, PromptError
 from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from byhand.engine.output import TextState
 from byhand.sampling.params import SamplingParams
-from byhand.text import Detokenizer, StopStrings, Tokenizer
 from byhand.types import FinishReason, Step, Token
 
 if TYPE_CHECKING:
@@ -28,67 +27,6 @@ class Work:
     def plus(self, computed: int, reused: int, seconds: float) -> Work:
         """This work and one more pass; the cache before the first pass is what counts as reused."""
         return Work(self.computed + computed, self.reused if self.computed else reused, self.seconds + seconds)
-
-
-class TextState:
-    """The text after the prompt as it grows: ids in, safe text out, a stop string noticed."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], stop: tuple[str, ...]) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._stop = stop
-        self._matcher = StopStrings(stop)
-
-    def push(self, token: int) -> tuple[str, str | None]:
-        """Add one sampled id; give the text that is safe to show, and the stop string that ended it."""
-        safe, matched = self._matcher.push(self._detokenizer.push(token))
-        if self._stop and matched is None and self._detokenizer.held:
-            # A newline that is a byte piece waits for the bytes after it; a stop need not wait with it.
-            rest, matched = self._matcher.copy().push(self._detokenizer.held)
-            safe += rest if matched is not None else ""
-        return safe, matched
-
-    def insert(self, token: int) -> str:
-        """Add an id of the user's: what they write is never held back and never stops the run."""
-        held = self._matcher.flush()
-        self._matcher = StopStrings(self._stop)
-        return held + self._detokenizer.push(token)
-
-    def flush(self) -> str:
-        """Give what was held back: the run is over."""
-        rest = self._detokenizer.flush()
-        safe, _ = self._matcher.push(rest)
-        return safe + self._matcher.flush()
-
-    @classmethod
-    def reread(
-        cls, tokenizer: Tokenizer, prompt_ids: list[int], ids: list[int], stop: tuple[str, ...]
-    ) -> tuple[TextState, list[str]]:
-        """The state after `ids`, as if they had come one by one and none had ended the run, and the text of each."""
-        state = cls(tokenizer, prompt_ids, stop)
-        pieces = [state._detokenizer.push(token) for token in ids]
-        text = "".join(pieces)
-        # Only a tail this short can be the start of a stop string; a whole one inside it is in the past.
-        tail = text[len(text) - max((len(word) for word in stop), default=0) :]
-        safe, matched = state._matcher.push(tail)
-        while matched is not None:
-            tail = tail[len(safe) + len(matched) :]
-            state._matcher = StopStrings(stop)
-            safe, matched = state._matcher.push(tail)
-        return state, _cut(pieces, len(text) - len(tail) + len(safe))
-
-    def copy(self) -> TextState:
-        """An independent twin, for a fork."""
-        twin = object.__new__(TextState)
-        twin._detokenizer = self._detokenizer.copy()
-        twin._stop = self._stop
-        twin._matcher = self._matcher.copy()
-        return twin
-
-
-def _cut(pieces: list[str], length: int) -> list[str]:
-    """The pieces of a text's first `length` characters."""
-    starts = accumulate(map(len, pieces), initial=0)
-    return [piece[: max(0, length - start)] for piece, start in zip(pieces, starts, strict=False)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,13 +164,15 @@ class SamplingParams:
     min_tokens: int = _option(
         "integer",
         0,
-        "generate no end-of-sequence token before this many tokens",
+        "let no end-of-sequence token and no stop string end the run before this many tokens",
         off=0,
         minimum=0,
         maximum=INTEGER_LIMIT,
         slider=(0, 256, 1),
     )
-    stop: tuple[str, ...] = _option("texts", (), "strings that end the run; the text is cut before them", off=())
+    stop: tuple[str, ...] = _option(
+        "texts", (), "strings that end the run, special tokens by their names; the text is cut before them", off=()
+    )
     stop_ids: tuple[int, ...] = _option(
         "ids", (), "token ids that end the run, beside the checkpoint's own", off=(), minimum=0, maximum=INTEGER_LIMIT
     )

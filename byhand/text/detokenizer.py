@@ -202,25 +202,32 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._text = growing_text(tokenizer.spelling)
+        self._before = 0  # characters of the context that are still held
         for token_id in context_ids:
             self.push(token_id)
+        # A whole character is the context's, though it waits with its row; one that is cut off becomes whole after it.
+        self._before = len(self._text.held.rstrip(REPLACEMENT))
 
     def push(self, token_id: int) -> str:
         """Take one id; the text newly safe to show."""
         piece = None if token_id in self._skipped else self._tokenizer.piece(token_id)
-        return "" if piece is None else self._text.push(piece)
+        return "" if piece is None else self._without_context(self._text.push(piece))
 
     @property
     def held(self) -> str:
         """What `flush` would give now: a stop string may already be complete in it."""
-        return self._text.held
+        return self._text.held[self._before :]
 
     def flush(self) -> str:
         """The rest at the end of a run: unfinished bytes as U+FFFD."""
-        return self._text.release()
+        return self._without_context(self._text.release())
 
     def copy(self) -> Detokenizer:
         """A detokenizer at the same place, for a fork."""
         other = copy(self)
         other._text = self._text.copy()
         return other
+
+    def _without_context(self, text: str) -> str:
+        known, self._before = self._before, max(0, self._before - len(text))
+        return text[known:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from itertools import compress
 
 from byhand.errors import BadRequest
 
@@ -41,7 +42,10 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 class StopStrings:
-    """Holds back only what could still become a stop string. `matched` is the one found, or None."""
+    """Holds back only what could still become a stop string. `matched` is the one found, or None.
+
+    What is searched is the text as it is written: a special token counts with its name, though it is not shown.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = check_stops(stops)
@@ -49,40 +53,55 @@ class StopStrings:
         self._borders = tuple(tuple(borders(stop)) for stop in self.stops)
         self._lengths = (0,) * len(self.stops)  # of each stop, how much the end of the text matches
         self._held = ""
+        self._shown = b""  # for each character held, whether it is to be shown
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Take more text: what is safe to show of it, and the stop string found. After a stop nothing is shown."""
+    def push(self, text: str, *, hidden: bool = False, ends: bool = True) -> tuple[str, str | None]:
+        """Take more text: what is safe to show of it, and the stop string found. After a stop nothing is shown.
+
+        hidden: the text counts for the search alone. Without `ends`, a stop string that is complete in it is passed by.
+        """
         if not self.stops:
-            return text, None
+            return "" if hidden else text, None
         if self.matched is not None:
             return "", self.matched
         for end, character in enumerate(text, start=1):
-            self._advance(character)
+            self._advance(character, ends)
             if self.matched is not None:
-                seen = self._held + text[:end]
-                self._held = ""
-                return seen[: -len(self.matched)], self.matched
-        return self._show(self._held + text), None
+                self._hold(text[:end], hidden)
+                shown = self._give(len(self._held) - len(self.matched))
+                self._held, self._shown = "", b""
+                return shown, self.matched
+        self._hold(text, hidden)
+        return self._give(len(self._held) - max(self._lengths)), None
 
     def flush(self) -> str:
         """The text held back, when nothing more comes; a new search begins after it."""
-        held, self._held = self._held, ""
         self._lengths = (0,) * len(self.stops)
-        return held
+        return self._give(len(self._held))
 
     def copy(self) -> StopStrings:
         """One more at the same place, for a fork: it holds nothing but values."""
         return copy(self)
 
-    def _advance(self, character: str) -> None:
+    def _advance(self, character: str, ends: bool) -> None:
         self._lengths = tuple(
             advance(stop, lengths, matched, character)
             for stop, lengths, matched in zip(self.stops, self._borders, self._lengths, strict=True)
         )
         found = [stop for stop, length in zip(self.stops, self._lengths, strict=True) if length == len(stop)]
-        self.matched = max(found, key=len, default=None)
+        if found and ends:
+            self.matched = max(found, key=len)
+        elif found:  # a later one may begin inside it
+            self._lengths = tuple(
+                lengths[-1] if length == len(lengths) else length
+                for length, lengths in zip(self._lengths, self._borders, strict=True)
+            )
 
-    def _show(self, seen: str) -> str:
-        safe = len(seen) - max(self._lengths, default=0)
-        self._held = seen[safe:]
-        return seen[:safe]
+    def _hold(self, text: str, hidden: bool) -> None:
+        self._held += text
+        self._shown += bytes([not hidden]) * len(text)
+
+    def _give(self, count: int) -> str:
+        given = "".join(compress(self._held[:count], self._shown))
+        self._held, self._shown = self._held[count:], self._shown[count:]
+        return given
