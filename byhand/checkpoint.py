@@ -12,6 +12,15 @@ from typing import Any
 
 from byhand.config import ConfigFields
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
+from byhand.lookalikes import (
+    ADAPTER,
+    adapter_note,
+    check_architecture,
+    check_no_pointer,
+    explain_file,
+    explain_folder,
+    explain_repository,
+)
 
 EMBEDDED = "byhand-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -91,6 +100,7 @@ def _shortened(value: object) -> str:
 
 def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> dict[str, Any]:
     """Read one JSON object from a file; whatever is wrong with it is one sentence."""
+    check_no_pointer(file, error)
     try:
         value = json.loads(file.read_bytes())
     except RecursionError:
@@ -134,7 +144,9 @@ def _read_index(index: Path, suffix: str) -> tuple[Path, ...]:
     return tuple(shards)
 
 
-def _choose_weights(folder: Path, weight_file: Path | None) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def _choose_weights(
+    folder: Path, config: dict[str, Any], weight_file: Path | None
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """The weight files of a folder, safetensors before pickles, and what to tell people about them."""
     if weight_file is not None:
         return (weight_file,), ()
@@ -144,9 +156,7 @@ def _choose_weights(folder: Path, weight_file: Path | None) -> tuple[tuple[Path,
             return (single,), notes
         if index.is_file():
             return _read_index(index, single.suffix), notes
-    raise CheckpointNotFound(
-        f"{folder} is not a checkpoint: it has a config.json but neither model.safetensors nor pytorch_model.bin"
-    )
+    raise explain_folder(folder, config)
 
 
 def _digest(folder: Path, weight_files: tuple[Path, ...]) -> str:
@@ -164,17 +174,19 @@ def _digest(folder: Path, weight_files: tuple[Path, ...]) -> str:
 def open_folder(folder: Path, name: str, weight_file: Path | None = None, *, weights: bool = True) -> Checkpoint:
     """Open a folder that lies on this machine; `weight_file` picks one file of it."""
     if not (folder / "config.json").is_file():
-        raise CheckpointNotFound(f"{folder} is not a checkpoint: it has no config.json")
+        raise explain_folder(folder, None)
     config = read_json_object(folder / "config.json")
     generation = folder / "generation_config.json"
-    weight_files, notes = _choose_weights(folder, weight_file) if weights else ((), ())
+    weight_files, notes = _choose_weights(folder, config, weight_file) if weights else ((), ())
+    for file in weight_files:
+        check_no_pointer(file, BadWeights)
     return Checkpoint(
         folder=folder,
         config=config,
         generation_config=read_json_object(generation) if generation.is_file() else {},
         weight_files=weight_files,
         identity=Identity(name, _digest(folder, weight_files)),
-        notes=notes,
+        notes=notes + adapter_note(folder),
     )
 
 
@@ -182,15 +194,24 @@ def _open_local(path: Path, weights: bool) -> Checkpoint:
     if path.is_dir():
         return open_folder(path, path.resolve().name, weights=weights)
     if path.suffix != ".safetensors":
-        raise CheckpointNotFound(f"{path} is not a checkpoint: give a folder, a .safetensors file or a hub id")
+        raise explain_file(path)
+    if path.name == "adapter_model.safetensors" and (path.parent / ADAPTER).is_file():
+        raise explain_folder(path.parent, {})
     name = path.resolve().parent.name if path.stem == "model" else path.stem
     return open_folder(path.parent, name, path, weights=weights)
 
 
 def _open_hub(repo_id: str, revision: str | None, weights: bool) -> Checkpoint:
-    from byhand.hub import fetch
+    from byhand.hub import fetch, list_names
 
-    return open_folder(fetch(repo_id, revision, weights=weights), repo_id, weights=weights)
+    folder = fetch(repo_id, revision, weights=False)
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        raise explain_repository(repo_id, list_names(repo_id, revision))
+    described = open_folder(folder, repo_id, weights=False)
+    if not weights:
+        return described
+    check_architecture(described.folder, described.config)  # before gigabytes are fetched
+    return open_folder(fetch(repo_id, revision), repo_id)
 
 
 def open_checkpoint(

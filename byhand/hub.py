@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from byhand.errors import HubError
+from byhand.lookalikes import ADAPTER
 
 DESCRIPTION = (
     "config.json",
@@ -84,6 +85,14 @@ def _snapshot(repo_id: str, revision: str | None, names: Sequence[str]) -> Path:
     return Path(folder)
 
 
+def list_names(repo_id: str, revision: str | None) -> list[str]:
+    """The names of a repository's files; none where the hub does not say."""
+    try:
+        return HfApi().list_repo_files(repo_id, revision=revision)
+    except FAILURES:
+        return []
+
+
 def fetch(repo_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Fetch a model's files and give their folder; what is in the cache already is not fetched again.
 
@@ -91,7 +100,7 @@ def fetch(repo_id: str, revision: str | None = None, *, weights: bool = True) ->
     where there are no safetensors; without `weights`, only what describes the model.
     """
     if not weights:
-        return _snapshot(repo_id, revision, DESCRIPTION)
+        return _snapshot(repo_id, revision, (*DESCRIPTION, ADAPTER))
     folder = _snapshot(repo_id, revision, (*DESCRIPTION, *SAFETENSORS))
     if any(folder.glob("*.safetensors")):
         return folder

@@ -17,7 +17,7 @@ from byhand.engine.engine import Engine
 from byhand.errors import BadRequest, ByhandError
 from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
-from byhand.models import Model, build
+from byhand.models import Model, build, read_config
 from byhand.record import ModelIdentity
 from byhand.sampling.params import SamplingParams
 from byhand.text import Tokenizer
@@ -53,6 +53,7 @@ class Opened:
         if threads is not None:
             torch.set_num_threads(positive(threads, "threads"))
         self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+        read_config(self.checkpoint)  # what cannot be opened at all is told before its tokenizer is looked at
         self.tokenizer = Tokenizer.open(self.checkpoint.folder)
         self.notes: list[str] = list(self.checkpoint.notes)
         self._tell = note
@@ -63,7 +64,9 @@ class Opened:
         form = quantize or format_of(self.checkpoint, dtype)
         with ThreadPoolExecutor(1, "byhand-prepare") as beside:
             prepared = beside.submit(backend.prepare, form, cached_as)
-            self._model: Model | None = build(self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize)
+            self._model: Model | None = build(
+                self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize, note=self._note
+            )
             self._engine: Engine | None = self._open_engine(cache_tokens, cached_as)
             prepared.result()
         if self.model.dtype != form:  # a pickle says only when it is read what it holds

@@ -153,16 +153,27 @@ def _map_pytorch(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         yield name, StoredTensor(file, tensor.detach)
 
 
-def map_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Open every weight file of a checkpoint and give its tensors by name."""
+# What trainers wrap a model or its blocks in, and what is then left in the names: DataParallel, torch.compile.
+WRAPPERS = ("module", "_orig_mod")
+
+
+def map_tensors(checkpoint: Checkpoint, wrappers: set[str] | None = None) -> dict[str, StoredTensor]:
+    """Open every weight file of a checkpoint and give its tensors by name, without the names of WRAPPERS.
+
+    Those that were found are added to `wrappers`.
+    """
     found: dict[str, StoredTensor] = {}
     for file in checkpoint.weight_files:
         mapping = _map_safetensors if file.suffix == ".safetensors" else _map_pytorch
-        for name, stored in mapping(file):
+        for stored_name, stored in mapping(file):
+            parts = stored_name.split(".")
+            name = ".".join(part for part in parts if part not in WRAPPERS)
+            if wrappers is not None:
+                wrappers.update(part for part in parts if part in WRAPPERS)
             if name in found:
-                raise BadWeights(
-                    f"the tensor `{_plain(name)}` lies in two files: {found[name].file.name} and {file.name}"
-                )
+                first = found[name].file.name
+                where = f"in two files: {first} and {file.name}" if first != file.name else f"twice in {file.name}"
+                raise BadWeights(f"the tensor `{_plain(name)}` lies {where}")
             found[name] = stored
     return found
 
@@ -201,6 +212,7 @@ class _Book:
     used: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
     matrices: dict[str, Weight] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Weights:
@@ -229,7 +241,12 @@ class Weights:
             raise BadRequest(f"dtype is {dtype!r}; {checkpoint.folder} is quantised to {quantized}", param="dtype")
         files = checkpoint.weight_files
         place = files[0] if len(files) == 1 else checkpoint.folder
-        return cls.of(map_tensors(checkpoint), str(place), dtype, device, shrink, quantized)
+        wrappers: set[str] = set()
+        weights = cls.of(map_tensors(checkpoint, wrappers), str(place), dtype, device, shrink, quantized)
+        if wrappers:
+            names = " and ".join(f"`{name}.`" for name in sorted(wrappers))
+            weights.notes.append(f"names of tensors hold {names}, left by their training; they are read without it")
+        return weights
 
     @classmethod
     def of(
@@ -250,6 +267,11 @@ class Weights:
     def device(self) -> torch.device:
         """Where the tensors are put."""
         return self._book.device
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of them."""
+        return self._book.notes
 
     def at(self, scope: str | int) -> Weights:
         """The tensors whose names go on from here: `weights.at("model.layers").at(0).at("self_attn")`."""

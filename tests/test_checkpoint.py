@@ -118,8 +118,8 @@ def test_not_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "alone.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     assert "it has no config.json" in refusal(CheckpointNotFound, tmp_path / "alone.safetensors")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "give a folder, a .safetensors file or a hub id" in refusal(CheckpointNotFound, tmp_path / "model.gguf")
+    (tmp_path / "model.bin").write_bytes(b"another kind of file")
+    assert "give a folder, a .safetensors file or a hub id" in refusal(CheckpointNotFound, tmp_path / "model.bin")
 
 
 def test_a_revision_of_a_local_folder_is_refused(folder: Path) -> None:

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
 BASE = {"types", "errors", "html", "collector", "user_cache"}
-DATA = BASE | {"pages", "config", "checkpoint"}
+DATA = BASE | {"pages", "config", "checkpoint", "lookalikes"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
     "types": {"html"},
@@ -27,8 +27,9 @@ ROOMS: dict[str, set[str]] = {
     "user_cache": set(),
     "config": BASE,
     "pages": BASE,
-    "hub": BASE,
-    "checkpoint": BASE | {"config", "hub"},
+    "hub": BASE | {"lookalikes"},
+    "lookalikes": BASE,
+    "checkpoint": BASE | {"config", "hub", "lookalikes"},
     "kv_cache": BASE | {"pages"},
     "quantize": BASE | {"checkpoint", "weights"},
     "shards": BASE,
@@ -59,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
         "hub",
         "jsonable",
         "llm",
+        "lookalikes",
         "models",
         "record",
         "run",
@@ -70,7 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
-TORCH_FREE += ("server", "web", "collector", "user_cache")
+TORCH_FREE += ("server", "web", "collector", "user_cache", "lookalikes")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
 LINE_BUDGET = 28_500
 
@@ -129,7 +131,7 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
     anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
     if room in TORCH_FREE or path.name in ("scheduler.py", "params.py", "fields.py"):
         assert "torch" not in at_once
-    if room in ("types", "errors", "html", "pages", "collector", "user_cache"):
+    if room in ("types", "errors", "html", "pages", "collector", "user_cache", "lookalikes"):
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
     if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints import CONFIGS, greedy, make_checkpoint, open_model, random_prompt, tiny
+from tests.checkpoints import CONFIGS, greedy, make_checkpoint, open_model, random_prompt, rewrite_config, tiny
 from tests.test_weights import shard
 
 ROOT = Path(__file__).parents[1]
@@ -312,5 +312,25 @@ def test_a_repository_that_is_no_checkpoint(hub: FakeHub, client: Client) -> Non
     repo = hub.repos["owner/tiny"]["main"]
     (repo / "config.json").rename(repo / "params.json")
     stdout, _ = client.open("owner/tiny")
+    assert stdout == "CheckpointNotFound: owner/tiny is not a checkpoint: it has no config.json"
+
+
+def test_what_cannot_be_opened_is_told_before_its_weights_are_fetched(hub: FakeHub, client: Client) -> None:
+    repo = hub.repos["owner/tiny"]["main"]
+    rewrite_config(repo, model_type="gemma3")
+    stdout, _ = client.open("owner/tiny")
+    assert stdout.startswith("UnknownArchitecture: `model_type` is 'gemma3' in ")
+    assert hub.fetched() == ["config.json", "generation_config.json"]
+
+
+def test_an_adapter_and_a_gguf_file_on_the_hub(hub: FakeHub, client: Client) -> None:
+    repo = hub.repos["owner/tiny"]["main"]
+    (repo / "config.json").unlink()
+    (repo / "model.safetensors").rename(repo / "tiny-Q4_K_M.gguf")
+    stdout, _ = client.open("owner/tiny")
+    assert stdout.startswith("CheckpointNotFound: owner/tiny holds tiny-Q4_K_M.gguf: a GGUF file")
+    (repo / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    hub.repos["owner/adapter"] = {"main": repo}
+    stdout, _ = client.open("owner/adapter")
     assert stdout.startswith("CheckpointNotFound: ")
-    assert stdout.endswith("is not a checkpoint: it has no config.json")
+    assert " is a LoRA adapter for 'owner/base', not a whole model" in stdout

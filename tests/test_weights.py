@@ -343,13 +343,9 @@ def html_page(file: Path) -> None:
     file.write_text("<!doctype html><title>Too many requests</title>" * 20)
 
 
-def git_lfs_pointer(file: Path) -> None:
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
-
-
 DAMAGES = [
     truncate, empty, only_size, huge_header, header_beyond_file, not_json, overlapping, offsets_beyond_file,
-    shape_unlike_size, unknown_dtype, nested_header, html_page, git_lfs_pointer,
+    shape_unlike_size, unknown_dtype, nested_header, html_page,
 ]  # fmt: skip
 
 
@@ -361,7 +357,7 @@ def test_damaged_safetensors(damage: Callable[[Path], None], folder: Path) -> No
     assert "is not a whole safetensors file" in sentence
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, only_size, html_page, git_lfs_pointer], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("damage", [truncate, empty, only_size, html_page], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damaged_pickles(damage: Callable[[Path], None], zipped: bool, folder: Path) -> None:
     to_pickle(folder, _use_new_zipfile_serialization=zipped)

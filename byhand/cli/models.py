@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from pathlib import Path
 from typing import Any
 
 from byhand.cli.options import Commands, named_model
 from byhand.cli.talk import print_json
+from byhand.lookalikes import architectures
 
 
 def add(commands: Commands) -> None:
@@ -51,19 +51,6 @@ def _everything() -> dict[str, Any]:
     from byhand.checkpoint import EMBEDDED
 
     return {"architectures": architectures(), "embedded": EMBEDDED, "cached": cached_models()}
-
-
-def architectures() -> dict[str, str]:
-    """Every `model_type` and the file that holds it, read from the files' text: importing them would load torch."""
-    folder = Path(__file__).parents[1] / "models"
-    return {name: file.name for file in sorted(folder.glob("*.py")) for name in _model_types(file)}
-
-
-def _model_types(file: Path) -> list[str]:
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "MODEL_TYPES":
-            return list(ast.literal_eval(node.value))
-    return []
 
 
 def cached_models() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 import torch
 
 from byhand.checkpoint import Checkpoint
-from byhand.errors import UnknownArchitecture
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
+from byhand.lookalikes import unknown_architecture
 from byhand.quantize import shrinker
 from byhand.weights import Weights
 
@@ -78,10 +78,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """The module for a checkpoint's `model_type`."""
     known = architectures()
     if checkpoint.model_type not in known:
-        raise UnknownArchitecture(
-            f"`model_type` is {checkpoint.model_type!r} in {checkpoint.folder / 'config.json'}; "
-            f"known are {', '.join(sorted(known))}"
-        )
+        raise unknown_architecture(checkpoint.folder, checkpoint.model_type, known)
     return known[checkpoint.model_type]
 
 
@@ -98,10 +95,16 @@ def build(
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     quantize: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Model:
-    """Build the model of a checkpoint; its weights stay mapped unless `dtype`, `device` or `quantize` change them."""
+    """Build the model of a checkpoint; its weights stay mapped unless `dtype`, `device` or `quantize` change them.
+
+    `note` is told what a person should know of them.
+    """
     config = read_config(checkpoint)
     weights = Weights.open(checkpoint, dtype, device, None if quantize is None else shrinker(quantize))
+    for line in weights.notes:
+        note(line)
     architecture = architecture_of(checkpoint)
     model = architecture.Model(config, weights, kernels)
     weights.finish(architecture.IGNORED)
