@@ -14,6 +14,7 @@ ByhandError
 │   └── HubError              gated, offline, or refused by the hub
 ├── RecordError           a file that is no record, or is of another version
 ├── RunFinished           a step asked of a run that has ended
+├── NotFinite             logits that are NaN or infinite: nothing can be chosen
 ├── OutOfPages            the KV cache has no room left
 ├── TimeLimit             a run had all the seconds it may have
 ├── Busy                  no place for one more run now: try again later
@@ -90,6 +91,10 @@ class RecordError(ByhandError):
 
 class RunFinished(ByhandError):
     """A step was asked of a run that has ended."""
+
+
+class NotFinite(ByhandError):
+    """The model's logits are NaN or infinite, so that no token can be chosen."""
 
 
 class OutOfPages(ByhandError):

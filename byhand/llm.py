@@ -43,7 +43,7 @@ class LLM(Opened):
         """Ids of a prompt: text gets the start-of-sequence token as the checkpoint's tokenizer adds it; ids stay."""
         if isinstance(prompt, str):
             self.check_fits(prompt)
-            ids = self.tokenizer.encode(prompt)
+            ids = self.check_ids(self.tokenizer.encode(prompt), "prompt")
             self._warn_doubled_start(ids)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
             self._check_length(len(prompt))
@@ -75,7 +75,16 @@ class LLM(Opened):
 
     def check_ids(self, ids: Sequence[int], param: str) -> list[int]:
         """Refuse ids that the model does not have."""
-        return check_token_ids(ids, self.vocab_size, param)
+        return check_token_ids(ids, self.vocab_size, param, self.tokenizer)
+
+    def continuation_ids(self, text: str) -> list[int]:
+        """Ids of text that goes on after other text."""
+        self.check_fits(text, "text")
+        return self.check_ids(self.tokenizer.encode_continuation(text), "text")
+
+    def token_id(self, token: int | str, param: str) -> int:
+        """An id, or that of a text which is exactly one token."""
+        return self.check_ids([self.tokenizer.one_token(token) if isinstance(token, str) else token], param)[0]
 
     def _warn_doubled_start(self, ids: list[int]) -> None:
         warning = self.tokenizer.doubled_bos(ids)
@@ -206,11 +215,18 @@ class LLM(Opened):
         return [first, *(Run(self, state) for state in forks)]
 
     def _finish(self, states: list[RunState]) -> None:
-        while waiting := [state for state in states if not state.is_finished]:
-            self.engine.step(waiting)
-            for state in waiting:
-                if state.is_finished:
-                    self.engine.release(state)
+        try:
+            while waiting := [state for state in states if not state.is_finished]:
+                self.engine.step(waiting)
+                for state in waiting:
+                    if state.is_finished:
+                        self.engine.release(state)
+        except BaseException:
+            # The error's traceback holds the runs, and one of them the error: they would never be garbage.
+            for state in states:
+                self.engine.release(state)
+                state.error = None
+            raise
 
     def chat(self, messages: Messages, params: SamplingParams | None = None) -> Completion | list[Completion]:
         """`generate` through the checkpoint's chat template."""

@@ -131,7 +131,7 @@ class Opened:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a run: the union of what config, generation config and tokenizer name."""
-        return self.tokenizer.eos_ids
+        return frozenset(token for token in self.tokenizer.eos_ids if token < self.vocab_size)
 
     @property
     def generation_config(self) -> dict[str, Any]:

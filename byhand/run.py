@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from byhand.llm import LLM
     from byhand.record import Record
     from byhand.sampling.params import SamplingParams
+    from byhand.text import Tokenizer
 
 
 class Run:
@@ -111,21 +112,17 @@ class Run:
 
     def step(self, force: int | str | None = None) -> Step:
         """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
-        forced = None if force is None else self._token_id(force, "force")
+        forced = None if force is None else self._llm.token_id(force, "force")
         return self._engine.step_one(self._state, forced)
 
     def insert(self, text: str | Sequence[int]) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
-        if isinstance(text, str):
-            self._llm.check_fits(text, "text")
-            ids = self._llm.tokenizer.encode_continuation(text)
-        else:
-            ids = self._llm.check_ids(text, "text")
+        ids = self._llm.continuation_ids(text) if isinstance(text, str) else self._llm.check_ids(text, "text")
         return operations.insert(self._engine, self._state, ids)
 
     def edit(self, position: int, token: int | str) -> list[Step]:
         """Put a token at `position` and let go of everything after it."""
-        return operations.edit(self._engine, self._state, position, self._token_id(token, "token"))
+        return operations.edit(self._engine, self._state, position, self._llm.token_id(token, "token"))
 
     def rewind(self, count: int = 1) -> None:
         """Take back the last `count` tokens."""
@@ -168,11 +165,6 @@ class Run:
 
         return Record.of(self, self._llm.identity)
 
-    def _token_id(self, token: int | str, param: str) -> int:
-        if isinstance(token, str):
-            return self._llm.tokenizer.one_token(token)
-        return self._llm.check_ids([token], param)[0]
-
     def __len__(self) -> int:
         return len(self._state.ids)
 
@@ -189,14 +181,23 @@ class Run:
         return [self._llm.tokenizer.token(token) for token in self.prompt_ids]
 
 
-def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> list[int]:
-    """Refuse anything that is not an id of the model's vocabulary."""
+_LARGER = (
+    "its tokenizer has {} ids: it is another model's, or the embedding was not enlarged for tokens that were added"
+)
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, param: str, tokenizer: Tokenizer) -> list[int]:
+    """Refuse anything that is not an id of the model's vocabulary; the tokenizer may know more."""
     for place, token in enumerate(ids):
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise PromptError(f"`{param}` holds {token!r} at place {place}; a token id is an integer", param=param)
         if not 0 <= token < vocab_size:
+            piece = tokenizer.piece(int(token))
+            spelled = "" if piece is None else f" ({tokenizer.token(int(token)).text!r})"
             raise PromptError(
-                f"`{param}` holds token id {token} at place {place}; this model's ids are 0 to {vocab_size - 1}",
+                f"`{param}` holds token id {token}{spelled} at place {place}; "
+                f"this model's ids are 0 to {vocab_size - 1}",
                 param=param,
+                hint=None if piece is None else _LARGER.format(tokenizer.vocab_size),
             )
     return [int(token) for token in ids]

@@ -51,6 +51,9 @@ class Until:
 
 
 def end_probability(logits: Sequence[float] | Tensor, ids: Iterable[int], choice: Choice) -> float:
-    """The raw probability of some ids together; the choice's own numbers give the normalizer."""
+    """The raw probability of some ids together; the choice's own numbers give the normalizer.
+
+    An id that the model lacks has none.
+    """
     log_normalizer = float(logits[choice.id]) - choice.logprob
-    return sum(exp(float(logits[token]) - log_normalizer) for token in ids)
+    return sum(exp(float(logits[token]) - log_normalizer) for token in ids if token < len(logits))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from byhand.errors import ByhandError
+from byhand.errors import NotFinite
 from byhand.sampling.order import Logits, best, exp_moments
 
 
@@ -79,7 +79,7 @@ def vector(logits: torch.Tensor) -> Logits:
 def _check_finite(logits: Logits, peak: float) -> None:
     if not (isfinite(peak) and isfinite(float(logits.min()))):
         bad = int(np.count_nonzero(~np.isfinite(logits)))
-        raise ByhandError(
+        raise NotFinite(
             f"the model produced {bad} logits out of {len(logits)} that are not finite, so no token can be chosen",
             hint="its weights may be damaged, or their dtype too narrow for it",
         )

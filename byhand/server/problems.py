@@ -83,6 +83,8 @@ def problem_of(error: BaseException) -> ApiError:
             return ApiError(503, str(error), code="time_limit", headers={"Retry-After": "1"})
         case errors.OutOfPages():
             return ApiError(503, str(error), code="cache_full", headers={"Retry-After": "1"})
+        case errors.NotFinite():
+            return ApiError(500, str(error), code="logits_not_finite")
         case HTTPException():
             return _of_status(error)
     log.error("an inner error", exc_info=error)

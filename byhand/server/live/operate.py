@@ -41,16 +41,11 @@ def params_of(llm: LLM, said: Json) -> SamplingParams:
     return checked if said.get("temperature") is not None else checked.replace(temperature=1.0)
 
 
-def token_of(llm: LLM, token: str | int, param: str) -> int:
-    """An id, or text that is exactly one token."""
-    return llm.tokenizer.one_token(token) if isinstance(token, str) else llm.check_ids([token], param)[0]
-
-
 def until_of(llm: LLM, said: Json) -> Until:
     """Breakpoints."""
     said = check_fields(said, UNTIL, "`until`")
     token = said.pop("token", None)
-    return Until(token=None if token is None else token_of(llm, token, "until.token"), **said)
+    return Until(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
 def prompt_ids(llm: LLM, fields: Json) -> list[int]:
@@ -189,7 +184,7 @@ async def run(session: Session, frame: Frame, handle: Handle) -> None:
 
 async def force(session: Session, frame: Frame, handle: Handle) -> None:
     """Take a token of the client's."""
-    token = token_of(session.worker.llm, frame.fields["token"], "token")
+    token = session.worker.llm.token_id(frame.fields["token"], "token")
     await _wait(handle.steered().go(1, force=token, mark=_marks(handle, frame)))
 
 
@@ -228,7 +223,7 @@ async def insert(session: Session, frame: Frame, handle: Handle) -> None:
     """Append text or ids."""
     llm, fields = session.worker.llm, frame.fields
     if "text" in fields:
-        ids = await asyncio.to_thread(llm.tokenizer.encode_continuation, fields["text"])
+        ids = await asyncio.to_thread(llm.continuation_ids, fields["text"])
     else:
         ids = llm.check_ids(fields["ids"], "ids")
 
@@ -243,7 +238,7 @@ async def insert(session: Session, frame: Frame, handle: Handle) -> None:
 
 async def edit(session: Session, frame: Frame, handle: Handle) -> None:
     """Put another token at a position."""
-    token = token_of(session.worker.llm, frame.fields["token"], "token")
+    token = session.worker.llm.token_id(frame.fields["token"], "token")
     position = frame.fields["position"]
 
     def operation(engine: Engine, run: RunState) -> list[Step]:
