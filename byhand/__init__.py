@@ -80,15 +80,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'byhand' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # to a type checker, a name that is not here must be an error
 
-    from byhand.collector import without_collector
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'byhand' has no attribute {name!r}")
+        from importlib import import_module
 
-    with without_collector():  # hundreds of thousands of objects are made, and stay: 0.1 s
-        return getattr(import_module(_LAZY[name]), name)
+        from byhand.collector import without_collector
+
+        with without_collector():  # hundreds of thousands of objects are made, and stay: 0.1 s
+            return getattr(import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

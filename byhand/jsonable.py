@@ -8,7 +8,19 @@ from types import UnionType
 from typing import Any, TypeVar
 
 from byhand.errors import RecordError
-from byhand.types import Candidate, ChainStage, Draw, FinishReason, Position, Score, Step, Token, Usage
+from byhand.types import (
+    Candidate,
+    ChainStage,
+    Completion,
+    Draw,
+    FinishReason,
+    Position,
+    Reading,
+    Score,
+    Step,
+    Token,
+    Usage,
+)
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -77,6 +89,11 @@ def position_to_json(at: Position) -> Json:
     return {"position": at.position, "id": at.token.id, "text": at.token.text, **prediction_to_json(at)}
 
 
+def reading_to_json(reading: Reading) -> Json:
+    """A list of its positions."""
+    return {"positions": [position_to_json(at) for at in reading]}
+
+
 def usage_to_json(usage: Usage) -> Json:
     """Prompt, completion and cached tokens."""
     return {
@@ -86,11 +103,25 @@ def usage_to_json(usage: Usage) -> Json:
     }
 
 
+def completion_to_json(done: Completion) -> Json:
+    """What `run --json` prints, less the model's name."""
+    return {
+        "prompt_ids": done.prompt_ids,
+        "ids": done.ids,
+        "text": done.text,
+        "finish_reason": done.finish_reason,
+        "stop_reason": done.stop_reason,
+        "usage": usage_to_json(done.usage),
+        "steps": [step_to_json(step) for step in done.steps],
+    }
+
+
 def score_to_json(score: Score) -> Json:
-    """Every token with its log-probability and rank; the sum and the perplexity."""
+    """Every token with its log-probability and rank; the sum and the perplexity, null where it is not defined."""
     rows = zip(score.tokens, score.logprobs, score.ranks, strict=True)
     tokens = [{**token_to_json(token), "logprob": logprob, "rank": rank} for token, logprob, rank in rows]
-    return {"tokens": tokens, "total": score.total, "perplexity": score.perplexity}
+    perplexity = score.perplexity if isfinite(score.perplexity) else None
+    return {"tokens": tokens, "total": score.total, "perplexity": perplexity}
 
 
 class Reader:

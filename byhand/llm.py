@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Unpack, overload
 
 import torch
 
@@ -14,15 +15,16 @@ from byhand.engine import operations
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest, PromptError, PromptTooLong
 from byhand.opened import Opened, positive
-from byhand.run import Run, check_token_ids
+from byhand.prompts import TEXT_OR_IDS, Messages, Prompt, as_messages, as_prompts, check_token_ids
+from byhand.run import Run
 from byhand.sampling.dice import fresh_seed
 from byhand.sampling.look import Look, look
+from byhand.sampling.options import Options
 from byhand.sampling.params import SamplingParams
 from byhand.text import ChatTemplate
 from byhand.types import Completion, Position, Reading, Score, Step, Token
 
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
+__all__ = ["LLM", "Messages", "Prompt"]
 
 
 class LLM(Opened):
@@ -41,20 +43,20 @@ class LLM(Opened):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: text gets the start-of-sequence token as the checkpoint's tokenizer adds it; ids stay."""
+        return self._encode(prompt, "prompt")
+
+    def _encode(self, prompt: Prompt, param: str) -> list[int]:
         if isinstance(prompt, str):
-            self.check_fits(prompt)
-            ids = self.check_ids(self.tokenizer.encode(prompt), "prompt")
+            self.check_fits(prompt, param)
+            ids = self.check_ids(self.tokenizer.encode(prompt), param)
             self._warn_doubled_start(ids)
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
-            self._check_length(len(prompt))
-            ids = self.check_ids(cast(Sequence[int], prompt), "prompt")
         else:
-            raise PromptError(
-                f"the prompt is a {type(prompt).__name__}; it must be text or a list of ids", param="prompt"
-            )
+            if isinstance(prompt, Sequence):
+                self._check_length(len(prompt), param)
+            ids = self.check_ids(prompt, param, TEXT_OR_IDS)
         if not ids:
-            raise PromptError("the prompt is empty: it has no token at all", param="prompt")
-        self._check_length(len(ids))
+            raise PromptError(f"{_named(param)} is empty: it has no token at all", param=param)
+        self._check_length(len(ids), param)
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
@@ -71,16 +73,18 @@ class LLM(Opened):
     def _check_length(self, tokens: int, param: str = "prompt", told: str = "") -> None:
         if tokens > self.context_length:
             told = told or f"{tokens} tokens"
-            raise PromptTooLong(f"the {param} has {told}; this model reads {self.context_length}", param=param)
+            raise PromptTooLong(f"{_named(param)} has {told}; this model reads {self.context_length}", param=param)
 
-    def check_ids(self, ids: Sequence[int], param: str) -> list[int]:
-        """Refuse ids that the model does not have."""
-        return check_token_ids(ids, self.vocab_size, param, self.tokenizer)
+    def check_ids(self, ids: object, param: str, must: str = "a list of token ids") -> list[int]:
+        """Ids as a plain list; refused where the model does not have them."""
+        return check_token_ids(ids, self.vocab_size, param, must, self.tokenizer)
 
-    def continuation_ids(self, text: str) -> list[int]:
-        """Ids of text that goes on after other text."""
-        self.check_fits(text, "text")
-        return self.check_ids(self.tokenizer.encode_continuation(text), "text")
+    def continuation_ids(self, text: Prompt, param: str = "text") -> list[int]:
+        """Ids of text (or ids) that goes on after other text."""
+        if not isinstance(text, str):
+            return self.check_ids(text, param, TEXT_OR_IDS)
+        self.check_fits(text, param)
+        return self.check_ids(self.tokenizer.encode_continuation(text), param)
 
     def token_id(self, token: int | str, param: str) -> int:
         """An id, or that of a text which is exactly one token."""
@@ -89,7 +93,7 @@ class LLM(Opened):
     def _warn_doubled_start(self, ids: list[int]) -> None:
         warning = self.tokenizer.doubled_bos(ids)
         if warning:
-            warnings.warn(warning, stacklevel=4)
+            warnings.warn(warning, stacklevel=5)
 
     def tokenize(self, text: str) -> list[Token]:
         """The tokens of a text, the start-of-sequence token included."""
@@ -97,7 +101,7 @@ class LLM(Opened):
         self._warn_doubled_start(ids)
         return [self.tokenizer.token(token) for token in ids]
 
-    def detokenize(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Prompt) -> str:
         """The text of ids, special tokens left out."""
         return self.tokenizer.decode(self.check_ids(ids, "ids"))
 
@@ -107,8 +111,8 @@ class LLM(Opened):
         return ChatTemplate.open(self.checkpoint.folder, self.tokenizer)
 
     def render_chat(self, messages: Messages, **values: Any) -> str:
-        """The prompt text that the checkpoint's chat template makes of messages."""
-        return self.template.render(messages, **values)
+        """The prompt text that the checkpoint's chat template makes of messages; a text is one of the user's."""
+        return self.template.render(as_messages(messages), **values)
 
     def chat_ids(self, messages: Messages, **values: Any) -> list[int]:
         """The same as ids."""
@@ -152,25 +156,45 @@ class LLM(Opened):
         finally:
             self.engine.release(run)
 
-    def score(self, prompt: Prompt) -> Score:
-        """Log-probability of every token given those before it, and the perplexity."""
-        ids = self.encode(prompt)
+    def score(self, prompt: Prompt, continuation: Prompt | None = None) -> Score:
+        """Log-probability of every token given those before it, and the perplexity; with a `continuation`, of it alone.
+
+        Two texts are joined before they are cut into tokens. The prompt's are those that it has alone, too: a token
+        that lies across the border belongs to the continuation.
+        """
+        ids, first = (self.encode(prompt), 0) if continuation is None else self._joined(prompt, continuation)
         rows = [row.actual for _, row in self._look_through(ids, 1) if row.actual is not None]
         return Score(
-            tokens=[self.tokenizer.token(token) for token in ids],
-            logprobs=[None, *(row.logprob for row in rows)],
-            ranks=[None, *(row.rank for row in rows)],
+            tokens=[self.tokenizer.token(token) for token in ids[first:]],
+            logprobs=[None, *(row.logprob for row in rows)][first:],
+            ranks=[None, *(row.rank for row in rows)][first:],
         )
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """The raw matter: (len(ids), vocab) float32, the scores of every next token after every position."""
-        return torch.cat([logits for _, logits in self._all_logits(self.encode(list(ids)))])
+    def _joined(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], int]:
+        """The ids of both, and the place where the continuation begins."""
+        before = self.encode(prompt)
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            ids = self.encode(prompt + continuation)
+        else:
+            ids = self.encode(before + self.continuation_ids(continuation, "continuation"))
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False))
+        first = sum(1 for _ in shared)
+        if first == len(ids):
+            raise PromptError("the continuation is empty: it adds no token to the prompt", param="continuation")
+        if first == 0:
+            message = f"joined, prompt and continuation begin with the one token {self.tokenizer.token(ids[0]).text!r}"
+            raise PromptError(message, param="prompt", hint="a token of the prompt must stand before the continuation")
+        return ids, first
+
+    def logits(self, prompt: Prompt) -> torch.Tensor:
+        """The raw matter: (tokens, vocab) float32, the scores of every next token after every position."""
+        return torch.cat([logits for _, logits in self._all_logits(self.encode(prompt))])
 
     # Runs.
 
-    def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Run:
-        """A run: the prompt is processed, no token is chosen yet."""
-        params = _checked(params)
+    def start(self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]) -> Run:
+        """A run: the prompt is processed, no token is chosen yet. `options` are SamplingParams' fields."""
+        params = _settings(params, options)
         if params.n != 1:
             raise BadRequest(f"`n` is {params.n}; `start` makes one run: use fork, or generate", param="n")
         return self.start_run(self.encode(prompt), params, seed=params.seed, choice=0)
@@ -187,23 +211,46 @@ class LLM(Opened):
         seed = fresh_seed() if seed is None else seed
         return Run(self, self.engine.open(self.encode(ids), params, seed=seed, choice=choice))
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Step]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Iterator[Step]:
         """The steps of a run, as they come."""
-        yield from self.start(prompt, params)
+        return iter(self.start(prompt, params, **options))
 
+    @overload  # a text is an iterable of texts as well, and is one prompt
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self, prompts: Prompt, params: SamplingParams | None = None, *, n: int, **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self, prompts: Iterable[Prompt], params: SamplingParams | None = None, *, n: int = 1, **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    def generate(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | None = None, **options: Any
     ) -> Completion | list[Completion]:
-        """Run to the end: one Completion, or for a list of prompts or n > 1 a flat list, prompt by prompt."""
-        params = _checked(params)
-        many = _is_many(prompts)
-        listed = cast(list[Prompt], prompts if many else [prompts])
+        """Run to the end: one Completion, or for a list of prompts or n > 1 a flat list, prompt by prompt.
+
+        `options` are SamplingParams' fields, and go before those of `params`. With `n` among them the answer is always
+        a list; an `n` above 1 inside `params` makes one too, which a type checker cannot see.
+        """
+        return self._generate(prompts, params, options)
+
+    def _generate(
+        self, prompts: object, params: SamplingParams | None, options: dict[str, Any]
+    ) -> Completion | list[Completion]:
+        settings = _settings(params, options)
+        listed, many = as_prompts(prompts)
+        names = [f"prompts[{place}]" if many else "prompt" for place in range(len(listed))]
         runs: list[Run] = []
-        for ids in [self.encode(prompt) for prompt in listed]:
-            runs += self._choices(ids, params, others=[run._state for run in runs])
+        for ids in [self._encode(prompt, name) for prompt, name in zip(listed, names, strict=True)]:
+            runs += self._choices(ids, settings, others=[run._state for run in runs])
         self._finish([run._state for run in runs])
         completions = [run.completion() for run in runs]
-        return completions if many or params.n > 1 else completions[0]
+        return completions if many or "n" in options or settings.n > 1 else completions[0]
 
     def _choices(self, ids: list[int], params: SamplingParams, others: list[RunState]) -> list[Run]:
         """`n` runs of one prompt; the prompt is processed once and its pages are shared."""
@@ -228,19 +275,29 @@ class LLM(Opened):
                 state.error = None
             raise
 
-    def chat(self, messages: Messages, params: SamplingParams | None = None) -> Completion | list[Completion]:
-        """`generate` through the checkpoint's chat template."""
-        return self.generate(self.chat_ids(messages), params)
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> Completion | list[Completion]:
+        """`generate` through the checkpoint's chat template; a text is one message of the user's."""
+        return self._generate(self.chat_ids(messages), params, options)
 
 
-def _checked(params: SamplingParams | None) -> SamplingParams:
+def _named(param: str) -> str:
+    return f"`{param}`" if "[" in param else f"the {param}"
+
+
+def _settings(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
     if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise BadRequest(f"`params` is a {type(params).__name__}; it must be SamplingParams", param="params")
-    return params
-
-
-def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """True for a list of prompts; a list of ids (or an empty list) is one prompt."""
-    return isinstance(prompts, list | tuple) and any(isinstance(item, str | Sequence) for item in prompts)
+        params = SamplingParams()
+    elif not isinstance(params, SamplingParams):
+        hint = "or its fields as keywords: max_tokens=4"
+        raise BadRequest(f"`params` is a {type(params).__name__}; it must be SamplingParams", param="params", hint=hint)
+    return params.replace(**options) if options else params

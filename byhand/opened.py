@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
@@ -19,6 +19,7 @@ from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model, build, read_config
 from byhand.record import ModelIdentity
+from byhand.sampling.options import AllOptions
 from byhand.sampling.params import SamplingParams
 from byhand.text import Tokenizer
 from byhand.weights import format_of
@@ -138,7 +139,7 @@ class Opened:
         """The checkpoint's own sampling settings: shown, and applied only on request."""
         return self.checkpoint.generation_config
 
-    def checkpoint_params(self, **changes: Any) -> SamplingParams:
+    def checkpoint_params(self, **changes: Unpack[AllOptions]) -> SamplingParams:
         """The checkpoint's own settings as SamplingParams, with changes of yours."""
         return SamplingParams.from_checkpoint(self.generation_config, **changes)
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Unpack
 
-from byhand import html
+from byhand import html, reprs
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
-from byhand.errors import PromptError
+from byhand.prompts import TEXT_OR_IDS, Prompt
 from byhand.types import Completion, FinishReason, Step, Token, Usage
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
     from byhand.record import Record
+    from byhand.sampling.options import AllOptions
     from byhand.sampling.params import SamplingParams
     from byhand.text import Tokenizer
 
@@ -115,9 +115,13 @@ class Run:
         forced = None if force is None else self._llm.token_id(force, "force")
         return self._engine.step_one(self._state, forced)
 
-    def insert(self, text: str | Sequence[int]) -> list[Step]:
+    def insert(self, text: Prompt) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
-        ids = self._llm.continuation_ids(text) if isinstance(text, str) else self._llm.check_ids(text, "text")
+        ids = (
+            self._llm.continuation_ids(text)
+            if isinstance(text, str)
+            else self._llm.check_ids(text, "text", TEXT_OR_IDS)
+        )
         return operations.insert(self._engine, self._state, ids)
 
     def edit(self, position: int, token: int | str) -> list[Step]:
@@ -132,9 +136,9 @@ class Run:
         """A second run from here, on the same pages; with a `seed`, its dice differ."""
         return Run(self._llm, operations.fork(self._engine, self._state, seed=seed))
 
-    def set(self, **params: Any) -> None:
+    def set(self, **params: Unpack[AllOptions]) -> None:
         """Change settings for the steps to come, by SamplingParams' names."""
-        operations.change_params(self._engine, self._state, params)
+        operations.change_params(self._engine, self._state, dict(params))
 
     def __iter__(self) -> Iterator[Step]:
         while not self._state.is_finished:
@@ -165,13 +169,20 @@ class Run:
 
         return Record.of(self, self._llm.identity)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `run --json` prints; a run that has not ended has None as its finish_reason."""
+        return {"model": self._llm.name, **self.completion().to_dict(), "finish_reason": self.finish_reason}
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of a row for each token after the prompt, where pandas is installed."""
+        return self.completion().to_pandas()
+
     def __len__(self) -> int:
         return len(self._state.ids)
 
     def __repr__(self) -> str:
-        state = self._state
-        ending = f", finish_reason={state.finish_reason.value!r}" if state.finish_reason else ""
-        return f"Run({len(state.ids)} ids, {state.computed} computed, text={state.text!r}{ending})"
+        prompt = self._llm.tokenizer.decode(self.prompt_ids)
+        return reprs.run_repr(prompt, self.text, len(self), self.computed, self.finish_reason)
 
     def _repr_html_(self) -> str:
         return html.run_html(self.prompt_tokens(), self.steps)
@@ -179,25 +190,3 @@ class Run:
     def prompt_tokens(self) -> list[Token]:
         """The prompt as Tokens."""
         return [self._llm.tokenizer.token(token) for token in self.prompt_ids]
-
-
-_LARGER = (
-    "its tokenizer has {} ids: it is another model's, or the embedding was not enlarged for tokens that were added"
-)
-
-
-def check_token_ids(ids: Sequence[int], vocab_size: int, param: str, tokenizer: Tokenizer) -> list[int]:
-    """Refuse anything that is not an id of the model's vocabulary; the tokenizer may know more."""
-    for place, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, Integral):
-            raise PromptError(f"`{param}` holds {token!r} at place {place}; a token id is an integer", param=param)
-        if not 0 <= token < vocab_size:
-            piece = tokenizer.piece(int(token))
-            spelled = "" if piece is None else f" ({tokenizer.token(int(token)).text!r})"
-            raise PromptError(
-                f"`{param}` holds token id {token}{spelled} at place {place}; "
-                f"this model's ids are 0 to {vocab_size - 1}",
-                param=param,
-                hint=None if piece is None else _LARGER.format(tokenizer.vocab_size),
-            )
-    return [int(token) for token in ids]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import exp, nan
-from typing import overload
+from typing import Any, overload
 
-from byhand import html
+from byhand import html, reprs
 
 
 class FinishReason(StrEnum):
@@ -29,6 +29,9 @@ class Token:
     bytes: bytes
     special: bool = False
 
+    def __repr__(self) -> str:
+        return reprs.token_repr(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -43,6 +46,9 @@ class Candidate:
     rank: int
     prob: float
     removed_by: str | None = None
+
+    def __repr__(self) -> str:
+        return reprs.candidate_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,18 @@ class Step:
     seconds: float
     finish_reason: FinishReason | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON's own types, as records and `run --json` hold it."""
+        from byhand.jsonable import step_to_json
+
+        return step_to_json(self)
+
+    def __repr__(self) -> str:
+        return reprs.step_repr(self)
+
+    def __str__(self) -> str:
+        return reprs.step_table(self)
+
     def _repr_html_(self) -> str:
         return html.step_html(self)
 
@@ -115,6 +133,9 @@ class Position:
     def context(self) -> tuple[str, ...]:
         """The pieces read so far, this position's own included."""
         return self.pieces[: self.position + 1]
+
+    def __repr__(self) -> str:
+        return reprs.position_repr(self)
 
     def __str__(self) -> str:
         return f"{''.join(self.context)!r} → {self.predicted.token.text!r} ({self.predicted.prob:.1%})"
@@ -150,6 +171,21 @@ class Reading(Sequence[Position]):
     def __iter__(self) -> Iterator[Position]:
         return iter(self.positions)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `read --json` prints, less the model's name."""
+        from byhand.jsonable import reading_to_json
+
+        return reading_to_json(self)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of a row for each position, where pandas is installed."""
+        from byhand.frames import reading_frame
+
+        return reading_frame(self)
+
+    def __repr__(self) -> str:
+        return reprs.reading_repr(self)
+
     def __str__(self) -> str:
         return "\n".join(str(at) for at in self.positions)
 
@@ -175,13 +211,28 @@ class Completion:
     text: str
     finish_reason: FinishReason
     stop_reason: int | str | None
-    steps: list[Step] = field(repr=False)
+    steps: list[Step]
     usage: Usage
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `run --json` prints, less the model's name."""
+        from byhand.jsonable import completion_to_json
+
+        return completion_to_json(self)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of a row for each token, where pandas is installed."""
+        from byhand.frames import steps_frame
+
+        return steps_frame(self.steps)
+
+    def __repr__(self) -> str:
+        return reprs.completion_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Log-probability (natural log) of every token given those before it; the first has none."""
+    """Log-probability (natural log) of every token given those before it; the first of all has none."""
 
     tokens: list[Token]
     logprobs: list[float | None]
@@ -195,5 +246,20 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability; NaN when only one token was given."""
-        counted = len(self.logprobs) - 1
-        return exp(-self.total / counted) if counted > 0 else nan
+        counted = sum(logprob is not None for logprob in self.logprobs)
+        return exp(-self.total / counted) if counted else nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every token with its log-probability and rank; the sum and the perplexity."""
+        from byhand.jsonable import score_to_json
+
+        return score_to_json(self)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of a row for each token, where pandas is installed."""
+        from byhand.frames import score_frame
+
+        return score_frame(self)
+
+    def __repr__(self) -> str:
+        return reprs.score_repr(self)

@@ -112,7 +112,7 @@ def verify(
         )
     judge = _Judge(llm, max_tokens)
     all_ids = [llm.encode(prompt) for prompt in prompts]
-    names = [prompt if isinstance(prompt, str) else f"{list(prompt)}" for prompt in prompts]
+    names = [prompt if isinstance(prompt, str) else str(ids) for prompt, ids in zip(prompts, all_ids, strict=True)]
     progress("transformers generate")
     expected = [judge.greedy(ids) for ids in all_ids]
     rows: list[Row] = []
@@ -160,9 +160,7 @@ def _cached(llm: LLM, ids: list[int], params: SamplingParams) -> _Answer:
 
 
 def _batch(llm: LLM, all_ids: list[list[int]], params: SamplingParams) -> list[_Answer]:
-    completions = llm.generate(all_ids, params)
-    assert isinstance(completions, list)
-    return [_Answer(one.ids, [step.margin for step in one.steps]) for one in completions]
+    return [_Answer(one.ids, [step.margin for step in one.steps]) for one in llm.generate(all_ids, params)]
 
 
 def _compare_all(method: str, names: list[str], expected: list[_Answer], answers: list[_Answer]) -> list[Row]:

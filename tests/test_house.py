@@ -17,11 +17,14 @@ PACKAGE = Path(byhand.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
-BASE = {"types", "errors", "html", "collector", "user_cache"}
+BASE = {"types", "errors", "html", "reprs", "collector", "user_cache"}
 DATA = BASE | {"pages", "config", "checkpoint", "lookalikes"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
-    "types": {"html"},
+    "reprs": {"types"},
+    "types": {"html", "reprs", "jsonable", "frames"},
+    "frames": BASE,
+    "prompts": BASE | {"text"},
     "errors": set(),
     "collector": set(),
     "user_cache": set(),
@@ -43,10 +46,10 @@ ROOMS: dict[str, set[str]] = {
     "sampling": BASE,
     "engine": DATA | {"kv_cache", "models", "sampling", "text"},
     "jsonable": BASE,
-    "run": DATA | {"engine", "sampling", "text", "record", "llm"},
+    "run": DATA | {"engine", "sampling", "text", "record", "llm", "prompts"},
     "record": DATA | {"jsonable", "sampling", "run", "llm"},
     "opened": DATA | {"engine", "kernels", "kv_cache", "models", "record", "sampling", "text", "weights"},
-    "llm": DATA | {"engine", "opened", "run", "sampling", "text"},
+    "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
     "bench": BASE | {"checkpoint", "convert", "kernels", "kv_cache", "layers", "llm", "sampling", "weights"},
@@ -72,7 +75,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
-TORCH_FREE += ("server", "web", "collector", "user_cache", "lookalikes")
+TORCH_FREE += ("server", "web", "collector", "user_cache", "lookalikes", "reprs", "frames", "prompts")
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
 LINE_BUDGET = 28_500
 
@@ -131,7 +134,7 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
     anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
     if room in TORCH_FREE or path.name in ("scheduler.py", "params.py", "fields.py"):
         assert "torch" not in at_once
-    if room in ("types", "errors", "html", "pages", "collector", "user_cache", "lookalikes"):
+    if room in ("types", "errors", "html", "reprs", "pages", "collector", "user_cache", "lookalikes"):
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
     if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"

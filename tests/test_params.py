@@ -168,6 +168,13 @@ def test_replace_checks_like_the_constructor() -> None:
         params.replace(min_tokens=5)
 
 
+def test_it_shows_what_differs_from_the_defaults() -> None:
+    assert repr(SamplingParams()) == "SamplingParams()"
+    params = SamplingParams(temperature=0.5, stop="\n", max_tokens=4, logit_bias={5: 1})
+    assert repr(params) == "SamplingParams(temperature=0.5, logit_bias={5: 1.0}, max_tokens=4, stop=('\\n',))"
+    assert eval(repr(params)) == params
+
+
 def test_ids_beyond_the_vocabulary_are_refused() -> None:
     SamplingParams(banned_ids=[9], allowed_ids=[9, 1], logit_bias={9: 1}).check_vocabulary(10)
     for changes in ({"banned_ids": [3, 10]}, {"allowed_ids": [10]}, {"logit_bias": {10: 1}}):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from byhand.cli.options import Commands, UsageError, add_model_options, integer, model_name
 from byhand.cli.request import add_prompt_options, prompt_from, read_text
 from byhand.cli.talk import opened, print_json, talk
-from byhand.jsonable import position_to_json, token_to_json
+from byhand.jsonable import token_to_json
 
 if TYPE_CHECKING:
-    from byhand.types import Reading
+    pass
 
 TOP_IN_JSON = 5
 
@@ -81,7 +81,7 @@ def read(arguments: argparse.Namespace) -> int:
     with opened(arguments) as llm:
         reading = llm.read(prompt.for_model(llm), top=arguments.top or TOP_IN_JSON)
         if arguments.json:
-            print_json(reading_as_json(llm.name, reading))
+            print_json({"model": llm.name, **reading.to_dict()})
             return 0
         from byhand.cli.views.reading import print_reading
         from byhand.cli.views.terminal import console_for
@@ -89,8 +89,3 @@ def read(arguments: argparse.Namespace) -> int:
         passes = -(-len(reading) // llm.engine.max_rows)
         print_reading(console_for(sys.stdout), reading, arguments.top or 1, passes)
     return 0
-
-
-def reading_as_json(model: str, reading: Reading) -> dict[str, Any]:
-    """The contract's object."""
-    return {"model": model, "positions": [position_to_json(at) for at in reading]}

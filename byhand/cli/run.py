@@ -6,13 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from byhand.cli.options import Commands, UsageError, add_model_options, add_sampling_options, given_sampling
 from byhand.cli.request import Prompt, add_prompt_options, is_terminal, prompt_from, sampling_params
 from byhand.cli.talk import INTERRUPTED, Interrupt, check_target, opened, print_json
 from byhand.cli.views.safe import safe
-from byhand.jsonable import step_to_json, usage_to_json
 from byhand.types import Step
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def command(arguments: argparse.Namespace) -> int:
         with Interrupt() as interrupt:
             _follow(run, _view(arguments, prompt, llm), interrupt, target)
         if arguments.json:
-            print_json(run_as_json(llm.name, run))
+            print_json(run.to_dict())
         else:
             _close(run, arguments.watch)
     return INTERRUPTED if interrupt.asked else 0
@@ -145,18 +144,3 @@ def _close(run: Run, watched: bool) -> None:
     if watched and console.is_terminal and not console.no_color:
         console.print(legend())
     console.print(closing(console, run))
-
-
-def run_as_json(model: str, run: Run) -> dict[str, Any]:
-    """The contract's object."""
-    done = run.completion()
-    return {
-        "model": model,
-        "prompt_ids": done.prompt_ids,
-        "ids": done.ids,
-        "text": done.text,
-        "finish_reason": done.finish_reason,
-        "stop_reason": done.stop_reason,
-        "usage": usage_to_json(done.usage),
-        "steps": [step_to_json(step) for step in done.steps],
-    }

@@ -16,8 +16,9 @@ from byhand.sampling.constraints import Grammars
 from byhand.sampling.dice import draw, throw
 from byhand.sampling.fields import plain
 from byhand.sampling.look import Row, Scored, Survey, measure, vector
+from byhand.sampling.options import StageFunction
 from byhand.sampling.order import Logits, survivors
-from byhand.sampling.params import CONSTRAINTS, SamplingParams, StageFunction, fields_table, stage_name
+from byhand.sampling.params import CONSTRAINTS, SamplingParams, fields_table, stage_name
 from byhand.sampling.stages import History
 from byhand.types import ChainStage, Draw
 

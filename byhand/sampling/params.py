@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from byhand.errors import BadRequest
 from byhand.sampling.fields import CHECKS, INTEGER_LIMIT, FieldInfo, Kind, plain, shown
-
-if TYPE_CHECKING:
-    import torch
-
-StageFunction = Callable[[Sequence[int], "torch.Tensor"], "torch.Tensor"]
+from byhand.sampling.options import AllOptions, StageFunction
 
 # The fields of which at most one constrains the whole continuation.
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choices")
@@ -190,6 +187,10 @@ class SamplingParams:
         "functions", (), "functions of your own, (ids, logits) -> logits, run before the temperature", off=()
     )
 
+    if TYPE_CHECKING:  # what may be written is more than what is kept: a list for a tuple, one text for several
+
+        def __init__(self, **options: Unpack[AllOptions]) -> None: ...
+
     def __post_init__(self) -> None:
         for info in fields_table():
             value = getattr(self, info.name)
@@ -206,15 +207,20 @@ class SamplingParams:
             message = f"`{constraints[0]}` and `{constraints[1]}` are both given; a run follows one constraint"
             raise BadRequest(message, param=constraints[1])
 
+    def __repr__(self) -> str:
+        """Only what differs from the defaults."""
+        values = ((info, getattr(self, info.name)) for info in fields_table())
+        return f"SamplingParams({', '.join(f'{info.name}={v!r}' for info, v in values if v != info.default)})"
+
     @property
     def is_greedy(self) -> bool:
         """Whether the best token is taken and no dice are thrown."""
         return self.temperature == 0
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Unpack[AllOptions]) -> Self:
         """A copy with some fields changed, checked like a new one."""
         _refuse_unknown(changes)
-        return replace(self, **changes)
+        return replace(self, **cast(dict[str, Any], changes))
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that a model of this vocabulary does not have."""
@@ -225,13 +231,13 @@ class SamplingParams:
                 raise BadRequest(message, param=name)
 
     @classmethod
-    def from_checkpoint(cls, generation_config: Mapping[str, object], **changes: Any) -> Self:
+    def from_checkpoint(cls, generation_config: Mapping[str, object], **changes: Unpack[AllOptions]) -> Self:
         """The options a checkpoint's generation_config.json asks for, as transformers reads them, then `changes`.
 
         Sampling is on only where `do_sample` is true. Only what is written counts: the top_k of 50 that
         transformers assumes where the file is silent is not applied.
         """
-        written = {
+        written: dict[str, Any] = {
             ours: generation_config[theirs]
             for theirs, ours in _CHECKPOINT_NAMES.items()
             if generation_config.get(theirs) is not None
@@ -287,6 +293,22 @@ def fields_table() -> tuple[FieldInfo, ...]:
     )
 
 
+# What transformers and vLLM call some of them.
+_ELSEWHERE = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "do_sample": "temperature",
+    "num_return_sequences": "n",
+    "stop_strings": "stop",
+    "stop_token_ids": "stop_ids",
+    "eos_token_id": "stop_ids",
+    "bad_words_ids": "banned_ids",
+    "allowed_token_ids": "allowed_ids",
+    "temp": "temperature",
+}
+
+
 def fields_as_markdown() -> str:
     """The table of fields as the docs show it."""
     rows = ["| field | default | range | what it does |", "|---|---|---|---|"]
@@ -298,8 +320,7 @@ def fields_as_markdown() -> str:
 
 def _refuse_unknown(names: Iterable[str]) -> None:
     known = [info.name for info in fields_table()]
-    unknown = sorted(str(name) for name in names if name not in known)
-    if unknown:
-        raise BadRequest(
-            f"unknown sampling parameter `{unknown[0]}`", param=unknown[0], hint=f"known: {', '.join(known)}"
-        )
+    for name in sorted(str(name) for name in names if name not in known):
+        meant = _ELSEWHERE.get(name) or next(iter(get_close_matches(name, known, 1)), None)
+        hint = f"did you mean `{meant}`?" if meant else f"known: {', '.join(known)}"
+        raise BadRequest(f"unknown sampling parameter `{name}`", param=name, hint=hint)

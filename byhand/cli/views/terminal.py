@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
 from typing import TextIO
 
 from rich.console import Console
@@ -13,6 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from byhand.cli.views.safe import safe_line
+from byhand.reprs import chance as chance
+from byhand.reprs import percent as percent
 
 # Mid tones, as legible on black as on white (a contrast of 4.2 for words, 3 for bars); Rich maps them to what a poorer
 # terminal has.
@@ -83,18 +84,6 @@ def _width_is_set() -> bool:
 def probability_style(probability: float) -> Style:
     """The colour of a token this probable."""
     return next(style for least, style in _SCALE if probability >= least or least == 0.0)
-
-
-def chance(logprob: float) -> float:
-    """A probability from its logarithm; what a file claims beyond certainty, or is no number, comes out as 1 or 0."""
-    return exp(min(0.0, logprob)) if logprob == logprob else 0.0
-
-
-def percent(probability: float) -> str:
-    """A probability in at most six columns."""
-    if probability >= 0.9995:
-        return "100%" if probability >= 0.99995 else ">99.9%"
-    return "<0.1%" if 0 < probability < 0.001 else f"{probability:.1%}"
 
 
 def milliseconds(seconds: float) -> str:
