@@ -10,15 +10,13 @@ from byhand import html, reprs
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.state import RunState
-from byhand.prompts import TEXT_OR_IDS, Prompt
 from byhand.types import Completion, FinishReason, Step, Token, Usage
 
 if TYPE_CHECKING:
-    from byhand.llm import LLM
+    from byhand.llm import LLM, Prompt
     from byhand.record import Record
     from byhand.sampling.options import AllOptions
     from byhand.sampling.params import SamplingParams
-    from byhand.text import Tokenizer
 
 
 class Run:
@@ -117,12 +115,7 @@ class Run:
 
     def insert(self, text: Prompt) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
-        ids = (
-            self._llm.continuation_ids(text)
-            if isinstance(text, str)
-            else self._llm.check_ids(text, "text", TEXT_OR_IDS)
-        )
-        return operations.insert(self._engine, self._state, ids)
+        return operations.insert(self._engine, self._state, self._llm.continuation_ids(text))
 
     def edit(self, position: int, token: int | str) -> list[Step]:
         """Put a token at `position` and let go of everything after it."""
