@@ -159,6 +159,14 @@ def _choose_weights(
     raise explain_folder(folder, config)
 
 
+def _read_hints(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """generation_config.json, and what to say where it cannot be read: a hint refuses nothing."""
+    try:
+        return read_json_object(file) if file.is_file() else {}, ()
+    except BadConfig as error:
+        return {}, (f"{error.message}; it is left out",)
+
+
 def _digest(folder: Path, weight_files: tuple[Path, ...]) -> str:
     digest = blake2b((folder / "config.json").read_bytes(), digest_size=16)
     for file in weight_files:
@@ -176,17 +184,17 @@ def open_folder(folder: Path, name: str, weight_file: Path | None = None, *, wei
     if not (folder / "config.json").is_file():
         raise explain_folder(folder, None)
     config = read_json_object(folder / "config.json")
-    generation = folder / "generation_config.json"
+    hints, left_out = _read_hints(folder / "generation_config.json")
     weight_files, notes = _choose_weights(folder, config, weight_file) if weights else ((), ())
     for file in weight_files:
         check_no_pointer(file, BadWeights)
     return Checkpoint(
         folder=folder,
         config=config,
-        generation_config=read_json_object(generation) if generation.is_file() else {},
+        generation_config=hints,
         weight_files=weight_files,
         identity=Identity(name, _digest(folder, weight_files)),
-        notes=notes + adapter_note(folder),
+        notes=notes + adapter_note(folder) + left_out,
     )
 
 

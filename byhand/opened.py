@@ -21,6 +21,7 @@ from byhand.models import Model, build, read_config
 from byhand.record import ModelIdentity
 from byhand.sampling.options import AllOptions
 from byhand.sampling.params import SamplingParams
+from byhand.sampling.suggested import suggested
 from byhand.text import Tokenizer
 from byhand.weights import format_of
 
@@ -140,8 +141,12 @@ class Opened:
         return self.checkpoint.generation_config
 
     def checkpoint_params(self, **changes: Unpack[AllOptions]) -> SamplingParams:
-        """The checkpoint's own settings as SamplingParams, with changes of yours."""
-        return SamplingParams.from_checkpoint(self.generation_config, **changes)
+        """The checkpoint's own settings as SamplingParams, with changes of yours; a note names what is left out."""
+        _, left_out = suggested(self.generation_config, self.vocab_size, self.context_length)
+        line = f"of generation_config.json byhand leaves out {', '.join(left_out)}"
+        if left_out and line not in self.notes:
+            self._note(line)
+        return SamplingParams.from_checkpoint(self.generation_config, vocab_size=self.vocab_size, **changes)
 
     # Life and death.
 

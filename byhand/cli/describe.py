@@ -46,6 +46,7 @@ def describe(source: str | None, revision: str | None, known: Collection[str]) -
         "tokenizer": _tokenizer(checkpoint.folder),
         "chat_template": _has_template(checkpoint.folder),
         "generation_config": checkpoint.generation_config,
+        "notes": list((opened or checkpoint).notes),
     }
 
 

@@ -113,7 +113,7 @@ def sampling_params(
         return SamplingParams(**{"max_tokens": max_tokens, **given})
     params = llm.checkpoint_params(**given)
     if params.max_tokens is None and "max_tokens" not in given:
-        params = params.replace(max_tokens=max_tokens)
+        params = params.replace(max_tokens=max(max_tokens or 0, params.min_tokens) or None)
     return params
 
 

@@ -231,23 +231,20 @@ class SamplingParams:
                 raise BadRequest(message, param=name)
 
     @classmethod
-    def from_checkpoint(cls, generation_config: Mapping[str, object], **changes: Unpack[AllOptions]) -> Self:
+    def from_checkpoint(
+        cls, generation_config: Mapping[str, object], *, vocab_size: int | None = None, **changes: Unpack[AllOptions]
+    ) -> Self:
         """The options a checkpoint's generation_config.json asks for, as transformers reads them, then `changes`.
 
         Sampling is on only where `do_sample` is true. Only what is written counts: the top_k of 50 that
-        transformers assumes where the file is silent is not applied.
+        transformers assumes where the file is silent is not applied. What is not understood is left out
+        (`sampling.suggested` names it), for a hint refuses nothing; `changes` are checked like any params. Ids beyond
+        `vocab_size` are banned by nature.
         """
-        written: dict[str, Any] = {
-            ours: generation_config[theirs]
-            for theirs, ours in _CHECKPOINT_NAMES.items()
-            if generation_config.get(theirs) is not None
-        }
-        if generation_config.get("do_sample"):
-            written.setdefault("temperature", 1.0)
-        else:
-            written["temperature"] = 0.0
+        from byhand.sampling.suggested import fitted, suggested
+
         _refuse_unknown(changes)
-        return cls(**{**written, **changes})
+        return cls(**fitted(suggested(generation_config, vocab_size)[0], changes))
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON holds it. Functions cannot be written down: `stages` leaves their names."""
@@ -269,19 +266,6 @@ class SamplingParams:
             message = f"`stages` is {shown(names)}; functions cannot be read from JSON and must be given again"
             raise BadRequest(message, param="stages")
         return cls(**said, stages=tuple(stages))  # type: ignore[arg-type]
-
-
-# generation_config.json's name -> ours.
-_CHECKPOINT_NAMES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical_p",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "max_new_tokens": "max_tokens",
-}
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ class TokenizerFiles:
         """Read every file of the folder that says something about its tokenizer, but the vocabulary itself."""
         if not folder.is_dir():
             raise CheckpointNotFound(f"there is no folder {folder}")
-        names = ("tokenizer_config", "special_tokens_map", "added_tokens", "config", "generation_config")
-        return cls(folder, **{name: _read_if_there(folder / f"{name}.json") for name in names})
+        names = ("tokenizer_config", "special_tokens_map", "added_tokens", "config")
+        found = {name: _read_if_there(folder / f"{name}.json") for name in names}
+        with suppress(BadConfig):  # a hint, which refuses nothing; the checkpoint's notes say what is wrong with it
+            found["generation_config"] = _read_if_there(folder / "generation_config.json")
+        return cls(folder, **found)
 
     def has(self, *names: str) -> bool:
         """True where the folder has all these files."""
@@ -94,13 +98,13 @@ class TokenizerFiles:
         return {_id(token_id): _entry(token_id, value) for token_id, value in decoder.items()}
 
     def token_ids(self, name: str) -> frozenset[int]:
-        """The ids under `name` (a number or a list) in config.json and generation_config.json together."""
-        sources = {"config.json": self.config, "generation_config.json": self.generation_config}
-        return frozenset(
-            _checked_id(token_id, name, place)
-            for place, source in sources.items()
-            for token_id in _items(source.get(name))
-        )
+        """The ids under `name` (a number or a list) in config.json and generation_config.json together.
+
+        The latter is a hint: what is no id there is left out.
+        """
+        said = [_checked_id(token_id, name, "config.json") for token_id in _items(self.config.get(name))]
+        hinted = [token_id for token_id in _items(self.generation_config.get(name)) if _is_id(token_id)]
+        return frozenset([*said, *hinted])
 
     def _older_added_entries(self) -> Iterator[tuple[int, AddedEntry]]:
         special = {*self.extra_tokens(), *self.named_tokens().values()}
@@ -144,7 +148,11 @@ def _id(text: str) -> int:
     return int(text)
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _checked_id(token_id: Any, name: str, place: str) -> int:
-    if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+    if not _is_id(token_id):
         raise BadConfig(f"{place}: `{name}` is {token_id!r}; it must be a token id, or a list of them")
-    return token_id
+    return int(token_id)

@@ -57,6 +57,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
             ("chat template", "yes" if facts["chat_template"] else "no"),
             ("sampling", ", ".join(settings) or "nothing suggested"),
             *_quality(facts),
+            *(("note", safe_line(line)) for line in facts["notes"]),
         ],
         QUIET,
     )
