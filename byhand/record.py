@@ -149,11 +149,7 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write the document; a file that is there is replaced only when the new one is whole."""
-        target = Path(path)
-        text = json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False, indent=1)
-        partial = target.with_name(target.name + ".part")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_whole(path, json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -194,6 +190,18 @@ class Record:
         )
         _check_consistent(record, at)
         return record
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a file. One that is there is replaced only when the new one is whole; a device or a pipe is written to."""
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    target = target.resolve()  # a link goes on pointing where it did
+    partial = target.with_name(target.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)
 
 
 def _refuse_constant(name: str) -> None:

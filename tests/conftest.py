@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import byhand.opened
 from byhand import LLM
 from byhand.kernels import backends
 from tests.checkpoints import CONFIGS, KERNELS, make_checkpoint
+from tests.commandline import Cli
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -103,6 +105,19 @@ def tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def told_nothing(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told once is told in every test, and nothing is remembered in the user's own cache."""
+    folder = tmp_path_factory.getbasetemp() / f"told-{uuid4()}"
+    monkeypatch.setattr("byhand.cli.notice.told_folder", lambda: folder)
+
+
+@pytest.fixture
+def cli(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Command lines on the tiny model."""
+    return Cli(tiny_folder, capsys, monkeypatch)
 
 
 @pytest.fixture

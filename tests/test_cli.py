@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
@@ -16,7 +15,7 @@ import pytest
 
 import byhand.verify
 from byhand import LLM, Record, SamplingParams
-from byhand.cli.main import build_parser, main
+from byhand.cli.main import build_parser
 from byhand.cli.manual import renewed
 from byhand.cli.models import architectures, cached_models
 from byhand.cli.options import given_sampling, model_name, parse_settings, typed_fields
@@ -24,37 +23,11 @@ from byhand.cli.talk import open_model
 from byhand.engine.engine import Engine
 from byhand.run import Run
 from byhand.verify import Report, Row
+from tests.commandline import Cli
 from tests.conftest import tiny_llama
 
 PROMPT = "the quick brown"
 GREEDY = SamplingParams(max_tokens=12)
-
-
-class Cli:
-    """Runs command lines on the tiny model and keeps what they printed."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-        self.out = self.err = ""
-        monkeypatch.setenv("BYHAND_MODEL", str(folder))
-
-    def __call__(self, *argv: str, stdin: str | bytes = "") -> int:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-        code = main(argv)
-        self.out, self.err = self._capsys.readouterr()
-        return code
-
-    def json(self, *argv: str, code: int = 0) -> Any:
-        assert self(*argv, "--json") == code
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tiny_folder, capsys, monkeypatch)
 
 
 # run

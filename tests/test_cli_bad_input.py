@@ -230,7 +230,7 @@ def test_no_template(refuse: Run, model: Path) -> None:
         (["--device", "abacus"], "`device` is 'abacus'"),
         (["--dtype", "int3"], "--dtype: invalid choice"),
         (["--model", ""], "--model is empty"),
-        (["--temp", "1"], "unrecognized arguments: --temp"),
+        (["--warmth", "1"], "`byhand run` has no flag --warmth"),
         (["--revision", "main", "--model", "."], "revision is 'main'"),
     ],
 )
@@ -242,7 +242,7 @@ def test_other_commands_flags(refuse: Run, tmp_path: Path) -> None:
     assert "--top is 0" in refuse("read", "x", "--top", "0")
     assert "--top is 0" in refuse("step", "x", "--top", "0")
     assert "`max_tokens` is 0" in refuse("verify", "x", "--max-tokens", "0")
-    assert "invalid choice: 'sing'" in refuse("sing")
+    assert "there is no command 'sing'" in refuse("sing")
     assert "must be a new or an empty folder" in refuse("convert", "byhand-tiny", str(tmp_path.parent))
 
 
@@ -296,6 +296,6 @@ def test_a_closed_stdin_is_an_empty_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert main(["tokenize", "--json", "--model", str(tiny_folder)]) == 0
-    assert [token["text"] for token in json.loads(capsys.readouterr().out)["tokens"]] == ["<s>"]
+    assert main(["tokenize", "--json", "--model", str(tiny_folder)]) == 2
+    assert "found nothing on standard input" in capsys.readouterr().err
     assert main(["step", "dog", "--model", str(tiny_folder)]) == 0

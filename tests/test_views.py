@@ -264,7 +264,7 @@ LETTERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters=SKIN
 WORDS = st.text(LETTERS, min_size=1, max_size=12)
 
 
-@given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([60, 72, 80, 100, 120]))
+@given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([40, 48, 60, 72, 80, 100, 120]))
 @settings(max_examples=12, deadline=None)
 def test_no_line_is_wider_than_the_terminal(texts: list[str], width: int) -> None:
     console, stream = screen(width)
@@ -319,6 +319,21 @@ def test_greedy_shows_one_bar() -> None:
     console, stream = screen(80)
     print_candidates(console, make_step(["a", "b"], sampled=False, top=top), 4)
     assert "after the chain" not in stream.getvalue()
+
+
+def test_a_narrow_terminal_keeps_the_pieces() -> None:
+    console, stream = screen(40)
+    print_candidates(console, make_step([" purple", " b", "c", "d"], taken=1), 4)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == ["the", "model", "after"]
+    assert "·purple" in lines[1]
+    assert "60.0%" in lines[1]
+    assert lines[4].endswith("— top_k")
+    assert len({line.index("%") for line in lines[1:]}) == 1, "the numbers stand under each other"
+    console, stream = screen(40)
+    print_reading(console, make_reading([" purple", " b", "c"]), 1, 1)
+    assert "·purple" in stream.getvalue()
+    assert "read so far" not in stream.getvalue()
 
 
 def test_the_chain_as_a_table() -> None:
@@ -423,6 +438,12 @@ def test_the_flow_loses_nothing(texts: list[str], width: int) -> None:
         assert all(columns(line) < width for line in lines)
 
 
+def test_a_terminal_that_cannot_move_back_gets_no_word_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert flowed(["one thr", "ee"], 8) == ["one three"]
+    assert flowed(["one"], 8) == ["one"]
+
+
 def test_in_a_pipe_the_flow_is_the_text() -> None:
     console, stream = screen(10)
     flow = Flow(console)
@@ -444,6 +465,14 @@ def test_in_a_pipe_the_flow_is_the_text() -> None:
         ("purple rain", words.Insert("purple rain")),
         ("rather", words.Insert("rather")),
         (" r", words.Insert(" r")),
+        (" help", words.Insert(" help")),
+        ('"help"', words.Insert("help")),
+        ("help me", words.Insert("help me")),
+        ("go home", words.Insert("go home")),
+        ("rewind the tape", words.Insert("rewind the tape")),
+        ("set the table", words.Insert("set the table")),
+        ("next a=b", words.Insert("next a=b")),
+        ("edit the text", words.Insert("edit the text")),
         ('"r"', words.Insert("r")),
         ('"7"', words.Insert("7")),
         (r'"a\nb"', words.Insert("a\nb")),
@@ -476,6 +505,40 @@ def test_words(line: str, action: words.Action) -> None:
 def test_words_that_are_nearly_commands(line: str) -> None:
     with pytest.raises(UsageError, match="tak"):
         words.parse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("rewind", "r"),
+        ("undo 3", "r 3"),
+        ("Help", "?"),
+        ("h ", "?"),
+        ("quit", "q"),
+        ("exit()", "q"),
+        ("/quit", "q"),
+        (":q", "q"),
+        ("fork -5", "f -5"),
+        ("branches", "b"),
+        ("branch 2", "b 2"),
+        ("chain", "p"),
+        ("settings", "s"),
+        ("set top_k=3 seed=1", "s top_k=3 seed=1"),
+        ("go", "g"),
+        ("continue 20", "g 20"),
+        ("edit", "e"),
+        ("edit 7", "e 7"),
+        ('edit 7 " blue"', 'e 7 " blue"'),
+        ("take", ""),
+        ("next", ""),
+    ],
+)
+def test_words_for_commands_are_not_inserted(line: str, meant: str) -> None:
+    with pytest.raises(words.SpelledOut, match="nothing was inserted") as refused:
+        words.parse(line)
+    assert refused.value.meant == meant
+    quoted = str(refused.value).partition("as a text ")[2]
+    assert words.parse(quoted) == words.Insert(line)
 
 
 # Sentences

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 
 from byhand.cli.options import Commands, add_model_options, integer
-from byhand.cli.request import check_unicode, is_terminal
-from byhand.cli.talk import opened, print_json
+from byhand.cli.parsing import UNQUOTED, example
+from byhand.cli.request import check_unicode
+from byhand.cli.talk import is_terminal, opened, print_json, talk
 
 
 def add(commands: Commands) -> None:
@@ -32,6 +33,9 @@ def add(commands: Commands) -> None:
 def command(arguments: argparse.Namespace) -> int:
     """Verify, print the table, and say by the exit code what came of it."""
     prompts = [check_unicode(prompt, "a prompt") for prompt in arguments.prompts]
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        quoted = example("byhand verify", [" ".join(prompts)])
+        talk(f"{len(prompts)} prompts of one word each; {UNQUOTED} ({quoted})")
     with opened(arguments) as llm:
         from byhand.verify import DEFAULT_PROMPTS, verify
 

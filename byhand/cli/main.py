@@ -13,8 +13,8 @@ from contextlib import suppress
 from byhand import __version__
 from byhand.cli import bench, chat, check, convert, look, models, quantize, replay, run, serve, stepper
 from byhand.cli.options import Parser
-from byhand.cli.talk import INTERRUPTED, talk
-from byhand.errors import ByhandError
+from byhand.cli.parsing import arguments_of
+from byhand.cli.talk import INTERRUPTED, sentence, talk
 
 DONE, FAILED, BAD_INPUT, PIPE_CLOSED = 0, 1, 2, 141
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     try:
-        arguments = parser.parse_args(argv)
+        arguments = arguments_of(parser, sys.argv[1:] if argv is None else argv)
     except SystemExit as ending:  # --help and --version
         return int(ending.code or 0)
     if arguments.command_name is None:
@@ -79,21 +79,6 @@ def _complain(error: Exception) -> int:
         traceback.print_exception(error)
     talk(sentence(error))
     return BAD_INPUT
-
-
-def sentence(error: Exception) -> str:
-    """What went wrong, for a person."""
-    if isinstance(error, ByhandError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return f"{place}{error.strerror.lower()}"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
-    if isinstance(error, RecursionError):
-        return "the input is nested too deeply"
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line} (unexpected; BYHAND_TRACEBACK=1 shows where)"
 
 
 def _mention(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 from byhand.cli.main import build_parser
+from byhand.cli.parsing import commands_of
 from byhand.html import between_marks
 
 
@@ -17,18 +17,13 @@ def help_pages() -> str:
     os.environ["COLUMNS"] = "98"
     try:
         parser = build_parser()
-        pages = [("byhand", parser), *_commands(parser)]
+        pages = [("byhand", parser), *((f"byhand {name}", page) for name, page in commands_of(parser).items())]
         return "\n".join(f"### {name}\n\n```text\n{page.format_help()}```\n" for name, page in pages)
     finally:
         if before is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
-
-
-def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [(f"byhand {name}", page) for action in actions for name, page in action.choices.items()]
 
 
 def renewed(document: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from byhand.errors import BadRequest
@@ -47,6 +48,14 @@ class HelpFormatter(argparse.HelpFormatter):
         columns = shutil.get_terminal_size((WIDEST_HELP + 2, 24)).columns
         super().__init__(prog, max_help_position=32, width=max(40, min(columns - 2, WIDEST_HELP)))
 
+    # A flag is not broken at its hyphens.
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
@@ -55,7 +64,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence, and which guesses no abbreviation."""
+    """A parser whose complaint is one sentence; what is nearly right is byhand.cli.parsing's to understand."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **options)
@@ -63,6 +72,39 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UsageError(message.replace("argument ", "", 1), hint=f"`{self.prog} --help` lists what can be given")
+
+
+# Names that are nearly right.
+
+
+def whole_name(
+    word: str, names: Sequence[str], missing: str, hint: str, elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """The one of the names that a word is, or is the beginning of; else UsageError, with the nearest one."""
+    if word in names:
+        return word
+    begun = sorted(name for name in names if name.startswith(word))
+    if len(begun) == 1:
+        return begun[0]
+    if begun and word.strip("-"):
+        raise UsageError(f"{word} could mean {_either(begun)}", hint="more letters say which")
+    raise UsageError(missing, hint=did_you_mean(word, names, elsewhere) or hint)
+
+
+def did_you_mean(
+    word: str, names: Sequence[str], elsewhere: Mapping[str, str] | None = None, form: str = "{}"
+) -> str | None:
+    """A question that names what was probably meant: other tools' word for it, a longer name, one spelled alike."""
+    from difflib import get_close_matches
+
+    bare = {name.lstrip("-/"): name for name in names}  # else what all flags have in common makes them alike
+    near = [elsewhere[word]] if elsewhere and word in elsewhere else [name for name in names if name.startswith(word)]
+    near = near or [bare[name] for name in get_close_matches(word.lstrip("-/"), bare, n=1, cutoff=0.65)]
+    return f"did you mean {_either([form.format(name) for name in near])}?" if near else None
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 Commands = Any  # argparse's own type of a group of sub-commands is private.
@@ -176,9 +218,10 @@ def _parse_setting(word: str) -> tuple[str, Any]:
     name, separator, text = word.partition("=")
     name = name.replace("-", "_")
     known = {info.name: info for info in typed_fields()}
-    if not separator or name not in known:
-        reason = f"there is no setting {name!r}" if separator else f"{word!r} is not of the form name=value"
-        raise UsageError(reason, hint=f"settings: {', '.join(known)}")
+    listed = f"settings: {', '.join(known)}"
+    if not separator:
+        raise UsageError(f"{word!r} is not of the form name=value", hint=listed)
+    name = whole_name(name, list(known), f"there is no setting {name!r}", listed)
     info = known[name]
     try:
         return name, _setting(info, text)

@@ -7,8 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from byhand.cli.notice import is_news
 from byhand.cli.options import MAX_TOKENS, UsageError, ids
-from byhand.cli.talk import talk
+from byhand.cli.talk import is_terminal, talk
 from byhand.errors import PromptError
 from byhand.sampling.params import SamplingParams
 
@@ -71,19 +72,33 @@ def prompt_from(arguments: argparse.Namespace, command: str) -> Prompt:
 
 
 def read_text(text: str | None, command: str) -> str:
-    """Text as given, or all of stdin for `-` (one line break at its end is left out, as a shell does)."""
+    """Text as given, what a person types now, or all of stdin (one line break at its end is left out)."""
     if text is None and is_terminal(sys.stdin):
-        raise UsageError(
-            f"`byhand {command}` needs a text", hint=f'such as: byhand {command} "{EXAMPLE}"; or - for stdin'
-        )
+        text = _asked(command)
     if text is None or text == "-":
-        return _stdin().removesuffix("\n").removesuffix("\r")
+        text = _stdin().removesuffix("\n").removesuffix("\r")
+        if not text:
+            raise UsageError(f"`byhand {command}` found nothing on standard input", hint=_such_as(command))
+        return text
     return check_unicode(text, "the text")
 
 
-def is_terminal(stream: Any) -> bool:
-    """Whether a person sits at the stream; a closed one has nobody."""
-    return stream is not None and not stream.closed and bool(stream.isatty())
+def _asked(command: str) -> str:
+    """The text, asked for; the first line that is not empty."""
+    from byhand.cli.ask import Asker
+
+    ask = Asker()
+    try:
+        while ask.is_live:
+            if line := ask("text > " if command == "tokenize" else "prompt > ", "Ctrl-D leaves"):
+                return line
+    except EOFError:
+        pass
+    raise UsageError(f"`byhand {command}` needs a text", hint=_such_as(command))
+
+
+def _such_as(command: str) -> str:
+    return f'such as `byhand {command} "{EXAMPLE}"`; - reads standard input'
 
 
 def _stdin() -> str:
@@ -118,13 +133,9 @@ def sampling_params(
 
 
 def _mention_defaults(llm: LLM, given: dict[str, Any]) -> None:
-    """Say what the checkpoint suggests, where it would change anything."""
+    """Say once for each model what its checkpoint suggests, where that would change anything."""
     ours, theirs = SamplingParams().to_json(), llm.checkpoint_params().to_json()
-    differing = {
-        name: value
-        for name, value in theirs.items()
-        if value != ours[name] and name not in given and name != "max_tokens"
-    }
-    if differing:
-        words = ", ".join(f"{name} {value}" for name, value in differing.items())
-        talk(f"the checkpoint suggests {words}; --checkpoint-defaults applies that")
+    differing = {name: value for name, value in theirs.items() if value != ours[name] and name != "max_tokens"}
+    suggested = ", ".join(f"{name} {value}" for name, value in differing.items())
+    if differing.keys() - given.keys() and is_news(f"{llm.identity.digest} {suggested}"):
+        talk(f"the checkpoint suggests {suggested}; --checkpoint-defaults applies that")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from byhand.cli.options import Commands, UsageError, add_model_options, add_sampling_options, given_sampling
-from byhand.cli.request import Prompt, add_prompt_options, is_terminal, prompt_from, sampling_params
-from byhand.cli.talk import INTERRUPTED, Interrupt, check_target, opened, print_json
+from byhand.cli.request import Prompt, add_prompt_options, prompt_from, sampling_params
+from byhand.cli.talk import INTERRUPTED, Interrupt, check_target, is_terminal, opened, print_json
 from byhand.cli.views.safe import safe
 from byhand.types import Step
 

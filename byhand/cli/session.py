@@ -28,9 +28,11 @@ class Stepper:
     def loop(self) -> int:
         """Until the person leaves."""
         self._view.show(self.branches)
+        offered = ""
         while True:
             try:
-                action = words.parse(self._ask(*self._view.prompt(self.branches)))
+                line, offered = self._ask(*self._view.prompt(self.branches), offered), ""
+                action = words.parse(line)
                 if isinstance(action, words.Quit):
                     break
                 self._do(action)
@@ -39,6 +41,9 @@ class Stepper:
             except KeyboardInterrupt:
                 self._view.farewell(self.branches.current.run)
                 return INTERRUPTED
+            except words.SpelledOut as error:
+                self._view.complain(str(error))
+                offered = error.meant
             except ByhandError as error:
                 self._view.complain(str(error))
         self._view.farewell(self.branches.current.run)

@@ -13,8 +13,8 @@ from byhand.cli.options import (
     given_sampling,
     integer,
 )
-from byhand.cli.request import add_prompt_options, is_terminal, prompt_from, sampling_params
-from byhand.cli.talk import check_target, opened
+from byhand.cli.request import add_prompt_options, prompt_from, sampling_params
+from byhand.cli.talk import check_target, is_terminal, opened
 
 TOP = 8
 

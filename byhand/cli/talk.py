@@ -5,33 +5,70 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import re
 import shutil
 import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from byhand.cli.options import model_name
 from byhand.cli.views.safe import safe_line
 from byhand.collector import without_collector
-from byhand.errors import BadRequest
+from byhand.errors import BadRequest, ByhandError
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
 
 INTERRUPTED = 130
 
+_COMMAND = re.compile(r"`[^`]{1,60}`")
 
-def talk(sentence: str) -> None:
+
+def talk(said: str) -> None:
     """A sentence for people, on stderr; on a terminal its lines break between words."""
-    text = f"byhand: {safe_line(sentence)}"
-    if sys.stderr.isatty():
-        text = textwrap.fill(text, shutil.get_terminal_size().columns - 1, break_long_words=False)
-    print(text, file=sys.stderr, flush=True)
+    text = f"byhand: {safe_line(said)}"
+    print(wrapped(text, _width(sys.stderr)) if is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines that end between words: never inside a flag, nor inside a command in backticks if that fits."""
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def _width(stream: TextIO) -> int:
+    """The columns to write in; the last one stays free."""
+    with suppress(OSError, ValueError):
+        if not os.environ.get("COLUMNS"):
+            return max(20, os.get_terminal_size(stream.fileno()).columns - 1)
+    return max(20, shutil.get_terminal_size().columns - 1)
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for a person."""
+    if isinstance(error, ByhandError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{place}{error.strerror.lower()}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply"
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line} (unexpected; BYHAND_TRACEBACK=1 shows where)"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person sits at the stream; a closed one has nobody."""
+    return stream is not None and not stream.closed and bool(stream.isatty())
 
 
 def print_json(value: Any) -> None:

@@ -92,7 +92,7 @@ Action = Take | Choose | Insert | Rewind | Edit | Fork | Branches | Chain | Set 
 HELP = (
     ("Enter", "take the token marked by the arrow"),
     ("3", "take candidate 3 instead"),
-    ("some text", "insert it as it is; in quotes it is never a command"),
+    ("some text", "insert it as it is; in quotes it is never a command, nor a command's name"),
     ("r [N]", "rewind: take back the last token, or N"),
     ('e I "TEXT"', "edit: put one token at place I and let go of what came after"),
     ("f [SEED]", "fork: a second branch from here; with a seed its dice differ"),
@@ -156,6 +156,44 @@ def unquoted(text: str) -> str:
         return text[1:-1]
 
 
+class SpelledOut(UsageError):
+    """A command written as a word, where its letter is the command: `meant` is the line that does it."""
+
+    def __init__(self, line: str, meant: str) -> None:
+        text = json.dumps(line, ensure_ascii=False)
+        super().__init__(f"nothing was inserted: as a command it is {meant or 'Enter alone'}, as a text {text}")
+        self.meant = meant
+
+
+_SPELLED = {
+    **dict.fromkeys(("rewind", "back", "undo"), "r"),
+    "edit": "e",
+    "fork": "f",
+    **dict.fromkeys(("branch", "branches"), "b"),
+    "chain": "p",
+    **dict.fromkeys(("set", "settings"), "s"),
+    **dict.fromkeys(("go", "continue"), "g"),
+    **dict.fromkeys(("help", "h"), "?"),
+    **dict.fromkeys(("quit", "exit"), "q"),
+    **dict.fromkeys(("take", "next"), ""),
+}
+
+
+def _spelled_out(line: str) -> str | None:
+    """The line that was meant, where a command's word begins this one and the rest is what that command takes."""
+    word, _, rest = line.rstrip().partition(" ")
+    name = word.lower().strip("/:()")
+    letter = _SPELLED.get(name, name if name != word and name in _COMMANDS else None)
+    if letter is None or (rest and (not letter or (letter == "s" and "=" not in rest))):
+        return None
+    try:
+        _COMMANDS.get(letter, str)(rest)
+    except UsageError:
+        if rest and not (letter == "e" and rest[0].isdigit()):
+            return None  # "go home" is a text
+    return f"{letter} {rest}".rstrip()
+
+
 def parse(line: str) -> Action:
     """One typed line as an action."""
     if not line:
@@ -165,4 +203,6 @@ def parse(line: str) -> Action:
     head, _, rest = line.partition(" ")
     if head in _COMMANDS:
         return _COMMANDS[head](rest)
+    if (meant := _spelled_out(line)) is not None:
+        raise SpelledOut(line, meant)
     return Insert(unquoted(line))

@@ -29,21 +29,25 @@ from byhand.types import Candidate, ChainStage, Step
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Columns of the table of candidates, and whether it has a second bar."""
+    """Columns of the table of candidates, whether it has a second bar, and columns in all."""
 
     piece: int
     bar: int
     has_chain: bool
+    console: int
     marks: Glyphs
 
     @classmethod
     def of(cls, console: Console, step: Step, top: Sequence[Candidate]) -> _Layout:
         marks = glyphs(console)
         pieces = [plain_piece(token, marks) for token in (step.token, *(each.token for each in top))]
-        width = min(24, console.width - 44, max(len("all others"), *map(columns, pieces)))
         has_chain = _chain_matters(step)
-        room = console.width - width - 8
-        return cls(width, max(6, min(30, (room - 30) // 2 if has_chain else room - 20)), has_chain, marks)
+        others = len("all others")
+        width = min(max(others, min(24, console.width - 44)), max(others, *map(columns, pieces)))
+        # Numbers stand beside the bars, and words in place of the second one.
+        room = (console.width - width - 38) // 2 if has_chain else console.width - width - 28
+        least = 3 if has_chain else 6
+        return cls(width, max(least, min(30, room)), has_chain, console.width, marks)
 
 
 def print_candidates(console: Console, step: Step, shown: int) -> None:
@@ -56,8 +60,11 @@ def candidate_lines(console: Console, step: Step, shown: int) -> Iterator[Text]:
     """A header, one line a candidate, one for a token taken from further down, and one for all the others."""
     top = step.top[:shown]
     layout = _Layout.of(console, step, top)
-    after = "after the chain" if layout.has_chain else ""
-    yield Text(f"     {''.ljust(layout.piece)}  {'the model'.ljust(layout.bar + 9)}{after}".rstrip(), style=QUIET)
+    head = f"     {''.ljust(layout.piece)}  {'the model'.ljust(layout.bar + 9)}"
+    after = "after the chain"
+    if layout.has_chain:
+        head += after if len(head + after) <= layout.console else "after"
+    yield Text(head.rstrip(), style=QUIET)
     for number, candidate in enumerate(top, 1):
         yield _candidate(number, candidate, candidate.token.id == step.token.id, layout)
     taken = _taken_from_below(step, top)
@@ -88,7 +95,10 @@ def _candidate(number: int, candidate: Candidate, is_taken: bool, layout: _Layou
     line.append_text(fit(piece(candidate.token, marks, style), layout.piece, marks)).append("  ")
     line.append_text(_bar(chance(candidate.logprob), MODEL_BAR, layout))
     if layout.has_chain and candidate.removed_by is not None:
-        line.append(f"  {marks.dash} removed by {safe_line(candidate.removed_by)}", style=QUIET)
+        stage = safe_line(candidate.removed_by)
+        words = f"  {marks.dash} removed by {stage}"
+        is_short = columns(line.plain) + columns(words) <= layout.console
+        line.append(words if is_short else f"  {marks.dash} {stage}", style=QUIET)
     elif layout.has_chain:
         line.append("  ").append_text(_bar(candidate.prob, CHAIN_BAR, layout))
     return line

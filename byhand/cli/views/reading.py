@@ -48,7 +48,10 @@ def print_tokens(console: Console, tokens: Sequence[Token]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """The columns of a reading's table; a narrow terminal gets neither bars nor the real next token (both 0)."""
+    """The columns of a reading's table.
+
+    A narrow terminal gets neither bars nor the real next token (both 0), a very narrow one no text read so far either.
+    """
 
     number: int
     token: int
@@ -66,11 +69,13 @@ class _Widths:
         room = console.width - number - bar_width - actual - len("  " * 5 + "  >99.9%") - len(marks.arrow)
         cap = max(8, min(WIDEST_PIECE, (room - len(READ)) // 3))
         shown = [candidate.token for at in reading for candidate in (at.predicted, *at.top[:top])]
-        token = min(cap, max(5, *(columns(plain_piece(at.token, marks)) for at in reading), 5))
-        predicted = min(cap, max(8, *(columns(plain_piece(each, marks)) for each in shown), 8))
+        token = max(5, *(columns(plain_piece(at.token, marks)) for at in reading), 5)
+        predicted = max(8, *(columns(plain_piece(each, marks)) for each in shown), 8)
         longest = columns(one_line(text_of(at.token for at in reading), marks))
-        context = min(room - token - 2 * predicted, max(longest, len(READ)))
-        return cls(number, token, predicted, bar_width, actual, context)
+        context = min(room - min(cap, token) - 2 * min(cap, predicted), max(longest, len(READ)))
+        if context < len(READ):
+            context, cap = 0, max(8, (console.width - number - bar_width - len("    " + "  >99.9%")) // 2)
+        return cls(number, min(cap, token), min(cap, predicted), bar_width, actual, context)
 
 
 def prefill_line(reading: Reading, passes: int, marks: Glyphs) -> str:
@@ -85,7 +90,7 @@ def prefill_line(reading: Reading, passes: int, marks: Glyphs) -> str:
 def print_reading(console: Console, reading: Reading, top: int, passes: int) -> None:
     """The phase, the line of gibberish, the prediction at every position, and what to make of it."""
     marks = glyphs(console)
-    console.print(Text(prefill_line(reading, passes, marks), style=QUIET), soft_wrap=True)
+    console.print(Text(prefill_line(reading, passes, marks), style=QUIET))
     console.print()
     console.print(Text("every prediction, joined: ", style=QUIET).append(safe(reading.text), style="not dim"))
     console.print()
@@ -105,9 +110,9 @@ def _header(widths: _Widths, marks: Glyphs) -> Text:
         "token".ljust(widths.token),
         "predicts".ljust(widths.predicted + widths.bar + 8),
         *(["real next token".ljust(widths.actual)] if widths.actual else []),
-        f"{READ.rjust(widths.context)} {marks.arrow} predicts",
+        *([f"{READ.rjust(widths.context)} {marks.arrow} predicts"] if widths.context else []),
     ]
-    return Text("  ".join(heads), style=QUIET)
+    return Text("  ".join(heads).rstrip(), style=QUIET)
 
 
 def _position(at: Position, read: str, widths: _Widths, top: int, marks: Glyphs) -> Iterator[Text]:
@@ -117,10 +122,11 @@ def _position(at: Position, read: str, widths: _Widths, top: int, marks: Glyphs)
     line.append_text(_candidate(at.predicted, widths, marks)).append("  ")
     if widths.actual:
         line.append_text(_actual(at.actual, marks)).append("  ")
-    context = fit_end(one_line(read, marks), widths.context, marks)
-    line.append(" " * (widths.context - columns(context)) + context, style=QUIET)
-    line.append(f" {marks.arrow} ", style=QUIET)
-    line.append_text(fit(piece(at.predicted.token, marks, STRONG), widths.predicted, marks))
+    if widths.context:
+        context = fit_end(one_line(read, marks), widths.context, marks)
+        line.append(" " * (widths.context - columns(context)) + context, style=QUIET)
+        line.append(f" {marks.arrow} ", style=QUIET)
+        line.append_text(fit(piece(at.predicted.token, marks, STRONG), widths.predicted, marks))
     line.rstrip()
     yield line
     indent = " " * (widths.number + widths.token + 4)

@@ -14,7 +14,7 @@ from byhand.cli.views.safe import safe, safe_line
 from byhand.cli.views.settings import settings_in_words
 from byhand.cli.views.streaming import StepLines, closing
 from byhand.cli.views.strip import cells, print_strip
-from byhand.cli.views.terminal import BAD, QUIET, glyphs, print_pairs
+from byhand.cli.views.terminal import BAD, QUIET, glyphs, print_pairs, print_words
 
 if TYPE_CHECKING:
     from byhand.record import Record
@@ -49,9 +49,9 @@ class RecordView:
         self._strip(place + 1)
         self._console.print()
         forced = f" {self._marks.dot} forced" if step.forced else ""
-        self._console.print(pass_line(step, self._marks).append(forced), soft_wrap=True)
+        self._console.print(pass_line(step, self._marks).append(forced))
         print_candidates(self._console, step, TOP)
-        self._console.print(measures(step, self._marks), soft_wrap=True)
+        self._console.print(measures(step, self._marks))
 
     def lines(self, first: int) -> None:
         """Every step from `first`, a line each."""
@@ -65,7 +65,7 @@ class RecordView:
         prompt = text_of(token for token in record.prompt if not token.special)
         self._console.print()
         text = Text.assemble((safe(prompt), QUIET), safe(record.text))
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+        print_words(self._console, text)
         self._console.print(closing(self._console, record))
 
     def prompt(self, place: int) -> str:

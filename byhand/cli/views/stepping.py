@@ -14,13 +14,15 @@ from byhand.cli.views.safe import safe, safe_line
 from byhand.cli.views.settings import settings_in_words
 from byhand.cli.views.streaming import Flow, ending
 from byhand.cli.views.strip import cells, print_strip, step_style
-from byhand.cli.views.terminal import BAD, QUIET, STRONG, chance, glyphs, percent, print_pairs
+from byhand.cli.views.terminal import BAD, QUIET, STRONG, chance, glyphs, percent, print_pairs, print_words
 from byhand.cli.words import HELP
 from byhand.types import Step
 
 if TYPE_CHECKING:
     from byhand.cli.branches import Branches
     from byhand.run import Run
+
+NARROWEST_TEXT = 20
 
 
 class StepperView:
@@ -41,9 +43,9 @@ class StepperView:
         if step is None:
             self._quiet(f"{ending(run)}; r rewinds, text goes on, q quits")
             return
-        self._console.print(pass_line(step, self._marks), soft_wrap=True)
+        self._console.print(pass_line(step, self._marks))
         print_candidates(self._console, step, self._top)
-        self._console.print(measures(step, self._marks), soft_wrap=True)
+        self._console.print(measures(step, self._marks))
 
     def prompt(self, branches: Branches) -> tuple[str, str]:
         """What stands before the typed line, and what stands in it while it is empty."""
@@ -61,7 +63,7 @@ class StepperView:
             text.append_text(piece(step.token, self._marks, step_style(step)))
             text.append(f" {percent(chance(step.logprob))} #{step.rank:,}", style=QUIET)
         if steps:
-            self._console.print(text, soft_wrap=True)
+            print_words(self._console, text)
 
     def flow(self, steps: Iterable[Step]) -> None:
         """Tokens as they come."""
@@ -85,7 +87,9 @@ class StepperView:
             origin = "the prompt" if branch.parent is None else f"from {branch.parent} at {branch.at}"
             head = f" {mark} {number:>2}  {origin:<14} {len(branch.run.ids):>5} tokens  "
             text = text_of([*branch.run.prompt_tokens(), *(step.token for step in branch.run.steps)])
-            tail = fit_end(one_line(text, self._marks), max(10, self._console.width - len(head)), self._marks)
+            if (room := self._console.width - len(head)) < NARROWEST_TEXT:
+                head, room = f"{head.rstrip()}\n       ", self._console.width - 7
+            tail = fit_end(one_line(text, self._marks), room, self._marks)
             self._console.print(Text(head + tail, style=STRONG if is_current else ""), soft_wrap=True)
 
     def settings(self, run: Run) -> None:
@@ -105,7 +109,7 @@ class StepperView:
         prompt = text_of(token for token in run.prompt_tokens() if not token.special)
         self._console.print()
         text = Text.assemble((safe(prompt), QUIET), safe(run.text))
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+        print_words(self._console, text)
 
     def _quiet(self, sentence: str) -> None:
         self._console.print(Text(safe_line(sentence), style=QUIET))

@@ -27,13 +27,14 @@ class Flow:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._can_move = console.is_terminal and not console.is_dumb_terminal
         self._column = 0
         self._word: list[tuple[str, Style]] = []  # what the current word is made of so far
 
     def write(self, text: str, style: Style) -> None:
         """Show a piece of text."""
         text = safe(text).expandtabs(4)
-        if not self._console.is_terminal:
+        if not self._can_move:
             self._put(text, style)
             return
         for part in _PARTS.findall(text):
@@ -46,7 +47,7 @@ class Flow:
 
     def end_line(self) -> None:
         """Go to the start of a line, if not there already."""
-        if self._column or not self._console.is_terminal:
+        if self._column or not self._can_move:
             self._put("\n", Style())
         self._column, self._word = 0, []
 
@@ -108,14 +109,15 @@ class Watch:
 
 
 class StepLines:
-    """One line a step: position, id, piece, probability, entropy, and the runner-up."""
+    """One line a step: position, id, piece, probability, entropy, and the runner-up where there is room for it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._marks = glyphs(console)
-        self._width = max(7, min(24, console.width - 54))
-        header = f"{'pos':>5}  {'id':>6}  {'piece'.ljust(self._width)}  {'prob':>6}  {'entropy':>7}  runner-up"
-        console.print(Text(header, style=QUIET), soft_wrap=True)
+        self._has_other = console.width >= 61
+        self._width = max(7, min(24, console.width - (54 if self._has_other else 33)))
+        header = f"{'pos':>5}  {'id':>6}  {'piece'.ljust(self._width)}  {'prob':>6}  {'entropy':>7}"
+        console.print(Text(header + ("  runner-up" if self._has_other else ""), style=QUIET), soft_wrap=True)
 
     def step(self, step: Step) -> None:
         """Show one token."""
@@ -125,11 +127,11 @@ class StepLines:
             (f"  {step.token.id:>6}  ", QUIET),
             fit(piece(step.token, self._marks, step_style(step)), self._width, self._marks),
             (f"  {percent(probability):>6}", probability_style(probability)),
-            f"  {step.entropy:>7.2f}  ",
+            f"  {step.entropy:>7.2f}",
         )
         other = next((each for each in step.top if each.token.id != step.token.id), None)
-        if other is not None:
-            line.append_text(fit(piece(other.token, self._marks), 12, self._marks))
+        if self._has_other and other is not None:
+            line.append("  ").append_text(fit(piece(other.token, self._marks), 12, self._marks))
             line.append(f" {percent(chance(other.logprob)):>6}", style=QUIET)
         self._console.print(line, soft_wrap=True)
 

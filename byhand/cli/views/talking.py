@@ -12,7 +12,7 @@ from rich.text import Text
 from byhand.cli.views.safe import safe, safe_line
 from byhand.cli.views.streaming import Flow, closing
 from byhand.cli.views.strip import step_style
-from byhand.cli.views.terminal import QUIET, console_for, print_pairs
+from byhand.cli.views.terminal import QUIET, console_for, print_pairs, print_words
 from byhand.types import Step
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ChatView:
 
     def note(self, sentence: str) -> None:
         """A line that is no part of the conversation."""
-        self._talk.print(Text(safe_line(sentence), style=QUIET))
+        print_words(self._talk, Text(safe_line(sentence), style=QUIET))
 
     def help(self, commands: Sequence[tuple[str, str]]) -> None:
         """All commands."""
@@ -58,4 +58,4 @@ class ChatView:
     def history(self, messages: Sequence[dict[str, str]]) -> None:
         """All that was said."""
         for message in messages:
-            self._talk.print(Text.assemble((f"{message['role']}: ", QUIET), safe(message["content"])))
+            print_words(self._talk, Text.assemble((f"{message['role']}: ", QUIET), safe(message["content"])))

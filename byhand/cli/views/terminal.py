@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -64,7 +65,9 @@ class Screen(Console):
     """A console that prints exactly what it is given: no markup, no emoji codes, no guessed highlights."""
 
     def __init__(self, stream: TextIO, width: int | None = None) -> None:
-        super().__init__(file=stream, markup=False, emoji=False, highlight=False, width=width)
+        # Without a height Rich takes a dumb terminal to be 80 columns wide, whatever it is told.
+        height = None if width is None else 25
+        super().__init__(file=stream, markup=False, emoji=False, highlight=False, width=width, height=height)
 
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to the command line; Rich would end the program here."""
@@ -74,7 +77,15 @@ class Screen(Console):
 def console_for(stream: TextIO) -> Console:
     """A console on a stream; what is no terminal gets a fixed width, unless COLUMNS says another."""
     console = Screen(stream)
+    if console.is_dumb_terminal and not _width_is_set():
+        with suppress(OSError, ValueError):
+            return Screen(stream, width=os.get_terminal_size(stream.fileno()).columns)
     return console if console.is_terminal or _width_is_set() else Screen(stream, width=100)
+
+
+def print_words(console: Console, text: Text) -> None:
+    """Running text: on a terminal its lines break between words, elsewhere it is one line."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _width_is_set() -> bool:
