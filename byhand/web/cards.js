@@ -1,7 +1,7 @@
 // Short cards beside live numbers, one at a time. Each is done when the reader does the thing, and never comes back.
 
 import { byId, el, fill, milliseconds, pieceText } from './dom.js';
-import { shown } from './state.js';
+import { isOfRecord, shown } from './state.js';
 
 const hasReadings = (run) => Object.keys(run.readings).length > 0;
 const visible = (token) => `“${pieceText(token)}”`;
@@ -13,7 +13,7 @@ const CARDS = [
   { what: 'all', title: 'Why can’t I just read all outputs?', text: (run) => `Joined, the small words under the prompt are gibberish: each goes on from its own past, none from the one before. Point at the one under ${endOfPrompt(run)}: it alone has read the whole prompt, so it alone is kept.`, needs: hasReadings },
   { what: 'comma', title: (run) => `Where does ${run.tokens[run.promptLength].text.trim() === ',' ? 'the comma' : visible(run.tokens[run.promptLength])} come from?`, text: (run) => `Nobody typed it. Click ${visible(run.tokens[run.promptLength])}, the first token after the line: below stand all that had been read by then, how likely each token was to come next, and how this one was taken.`, needs: (run) => run.tokens.length > run.promptLength },
   { what: 'step', title: 'Turn the crank', text: () => 'One pass gives one prediction for the end. It is appended, and everything starts again from there. Press → and watch the cache grow by one position.' },
-  { what: 'phases', title: 'What are the two phases?', text: (run) => `The prompt went through the model at once: ${run.steps[0].positions_computed} positions in ${milliseconds(run.steps[0].seconds)}. Since then each pass computes one. Open “Cost” and compare the block with the ticks.`, needs: (run) => run.steps.length > 1 && run.steps[0].positions_computed > 1 },
+  { what: 'phases', title: 'What are the two phases?', text: (run) => `The prompt went through the model at once: ${run.steps[0].positions_computed} positions in ${milliseconds(run.steps[0].seconds)}${isOfRecord(run, run.steps[0]) ? ' when it was recorded' : ''}. Since then each pass computes one. Open “Cost” and compare the block with the ticks.`, needs: (run) => run.steps.length > 1 && run.steps[0].positions_computed > 1 },
   { what: 'choose', title: 'Choose otherwise', text: () => 'The model proposes, someone chooses. Click a candidate, or press its digit: a branch goes on with your token, and the old one stays.', needs: (run) => run.steps.length > 0 },
   { what: 'slide', title: 'Why not always the best?', text: () => 'Move the temperature below. The bars change at once, and the model does not run: sampling is what happens after it.', needs: (run) => run.steps.length > 0 },
   { what: 'rewind', title: 'Take it back', text: () => 'Press ←. What was computed stays in the cache, so only what you change is computed again; the line above the tokens tells how much.', needs: (run) => run.steps.length > 1 },

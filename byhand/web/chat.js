@@ -1,9 +1,10 @@
 // Chat on the same engine: every answer is a run, streamed here, and one click away from its tokens.
 
 import { byId, el } from './dom.js';
+import { runNamed } from './state.js';
 
 const EXAMPLES = ['Count from one to five.', 'Name a color.', 'Tell me a story about a dog.'];
-const MORE_BEFORE_CLOSED = 16; // answers whose runs stay open in the engine; older ones keep their words
+const GAP = 16; // pixels left free below the newest message
 
 function button(text, onclick, label) {
   return el('button', { type: 'button', onclick, text, 'aria-label': label ?? text });
@@ -30,13 +31,31 @@ export class Chat {
     this.template = el('details', { class: 'template', id: 'template' }, el('summary', { text: 'The prompt that the model reads' }), el('pre', { tabindex: '0', 'aria-label': 'rendered template' }));
     this.template.addEventListener('toggle', () => this.showTemplate());
     const fresh = button('New chat', () => this.clear());
-    this.node.append(this.empty, this.list, this.template, el('div', { class: 'compose' }, this.field, el('div', { class: 'row' }, this.sendButton, fresh)));
+    this.compose = el('div', { class: 'compose' }, this.field, el('div', { class: 'row' }, this.sendButton, fresh));
+    this.node.append(this.empty, this.list, this.template, this.compose);
   }
 
   /** The run of the newest answer. */
   lastRun(state) {
-    const name = this.messages.findLast((message) => message.run)?.run;
-    return state.runs[name] ?? null;
+    return this.runOf(this.messages.findLast((message) => message.run), state);
+  }
+
+  /** The run that wrote a message, while there is one. */
+  runOf(message, state = this.store.state) {
+    return message?.run ? runNamed(state, message.run) : null;
+  }
+
+  /** Messages that were kept over a reload. An answer that had not begun is none. */
+  restore(messages) {
+    this.messages = messages.filter((message) => message.run || message.content);
+    this.draw();
+  }
+
+  /** The runs are there again: an answer that was being written has the words that came meanwhile. */
+  returned() {
+    const last = this.messages.at(-1);
+    if (this.runOf(last)?.steps.length) last.content = textOf(this.runOf(last));
+    this.draw();
   }
 
   clear() {
@@ -65,28 +84,30 @@ export class Chat {
     this.messages.push(message);
     this.asking = message;
     this.draw();
+    this.follow();
     await this.controller.attempt(async () => {
       message.run = await this.controller.start({ messages: asked }, { isShown: false, top: 0 });
+      this.store.dispatch({ event: 'run', name: message.run, values: { isChat: true } });
       if (this.asking !== message) return;
       await this.controller.live.send('run', { run: message.run });
     });
     this.settle(message);
-    await this.closeOld();
+    await this.controller.attempt(() => this.shelveOld(), { isAsked: false });
   }
 
   settle(message) {
-    const run = this.store.state.runs[message.run];
+    const run = this.runOf(message);
     if (run) message.content = textOf(run);
     if (this.asking === message) this.asking = null;
     if (!message.run) this.messages = this.messages.filter((one) => one !== message);
     this.draw();
   }
 
-  async closeOld() {
-    const open = this.messages.filter((message) => message.run && this.store.state.runs[message.run]?.source === 'live');
-    for (const message of open.slice(0, -MORE_BEFORE_CLOSED)) {
-      if (message.run !== this.store.state.current) await this.controller.close(message.run);
-    }
+  /** Half of a page's places in the engine are for the newest answers; older ones are kept here, as records. */
+  async shelveOld() {
+    const { order, runs, limits } = this.store.state;
+    const open = order.filter((name) => runs[name].isChat && runs[name].source === 'live');
+    for (const name of open.slice(0, -Math.ceil(limits.live_runs / 2))) await this.controller.shelve(name);
   }
 
   stop() {
@@ -119,9 +140,10 @@ export class Chat {
   }
 
   unfold(message) {
-    this.controller.show(message.run);
+    const { name } = this.runOf(message);
+    this.store.dispatch({ event: 'run', name, values: { isChat: false } }); // from here on it is a run like others
+    this.controller.show(name);
     this.store.put({ view: 'strip' });
-    return this.controller.readPrompt(message.run);
   }
 
   async showTemplate() {
@@ -139,12 +161,29 @@ export class Chat {
   }
 
   draw() {
+    const isFollowed = this.isFollowed();
     this.empty.hidden = this.messages.length > 0;
     this.sendButton.textContent = this.asking ? 'Stop' : 'Send';
     this.list.replaceChildren(...this.messages.map((message, index) => this.item(message, index)));
     this.shown = null;
     this.render(this.store.state);
+    if (isFollowed) this.follow();
     this.showTemplate();
+  }
+
+  /** How far the newest message reaches below what the place to write leaves of the window. */
+  hidden() {
+    const last = this.list.lastElementChild;
+    return last && !this.node.hidden ? last.getBoundingClientRect().bottom + GAP - this.compose.getBoundingClientRect().top : 0;
+  }
+
+  /** Whether the end is what is looked at; who has scrolled up to read is left there. */
+  isFollowed() {
+    return this.hidden() <= GAP;
+  }
+
+  follow() {
+    if (this.hidden() > 0) scrollBy(0, this.hidden());
   }
 
   item(message, index) {
@@ -153,7 +192,8 @@ export class Chat {
     const tools = el('div', { class: 'row tools' });
     if (message !== this.asking) tools.append(button('Edit', () => this.edit(index), `edit message ${index + 1}`));
     if (message.role === 'assistant' && message !== this.asking) tools.append(button('Regenerate', () => this.regenerate(index), `regenerate message ${index + 1}`));
-    if (message.run && this.store.state.runs[message.run]) tools.append(button('Open in the strip', () => this.unfold(message), `open message ${index + 1} in the strip`));
+    if (this.runOf(message)) tools.append(button('Open in the strip', () => this.unfold(message), `open message ${index + 1} in the strip`));
+    else if (message.run && message !== this.asking) tools.append(el('small', { text: 'Its run is gone; regenerate, and there is one to look into.' }));
     node.append(el('p', { class: 'words', dir: 'auto', text: message.content }), tools);
     return node;
   }
@@ -168,12 +208,13 @@ export class Chat {
 
   /** The answer that is being written: its words as they come. */
   render(state) {
-    const run = this.asking && state.runs[this.asking.run];
+    const run = this.runOf(this.asking, state);
     if (!run || run.steps === this.shown) return;
+    const isFollowed = this.isFollowed();
     this.shown = run.steps;
     this.asking.content = textOf(run);
     const words = this.list.lastElementChild?.querySelector('.words');
     if (words) words.textContent = this.asking.content;
-    this.list.lastElementChild?.scrollIntoView({ block: 'nearest' });
+    if (isFollowed) this.follow();
   }
 }

@@ -1,5 +1,6 @@
 // What the reader can do. Every hand on the crank ends here, whichever button, key or candidate it came from.
 
+import { LiveError } from './live.js';
 import { cut, recordOf } from './record.js';
 import { Records } from './records.js';
 
@@ -10,9 +11,9 @@ export class Controller extends Records {
 
   /** Start a run from text, ids or messages, and show it. */
   async start(fields, { isShown = true, top = 5 } = {}) {
-    const { said, limits, order, runs } = this.store.state;
-    const live = order.filter((name) => runs[name].source === 'live');
-    if (limits && live.length >= limits.live_runs) await this.close(live[0]);
+    const { said } = this.store.state;
+    this.checkRoom();
+    this.say(null);
     this.halt();
     const seen = (frame) => {
       if (!isShown) return;
@@ -22,6 +23,15 @@ export class Controller extends Records {
     const { run } = await this.live.send('start', { ...fields, params: said, top }, seen);
     this.peek(run);
     return run;
+  }
+
+  /** Refuse one run more than the server keeps for a page: which of them has to go is the reader's to say. */
+  checkRoom() {
+    const { limits, order, runs } = this.store.state;
+    const live = order.filter((name) => runs[name].source === 'live').length;
+    if (!limits || live < limits.live_runs) return;
+    const text = `${live} runs are open, the most that this server keeps for one page. Close one in the tree, then try again.`;
+    throw Object.assign(new Error(text), { way: 'tree' });
   }
 
   /** The stored run has done its part: it makes way for the reader's own. */
@@ -36,8 +46,11 @@ export class Controller extends Records {
     const run = this.store.state.runs[name];
     if (!run) return;
     this.halt();
-    this.store.put({ current: name, at: null, hover: null, isWhatIf: false, settings: { ...this.store.state.settings, ...sliders(run.params) } });
-    if (run.source === 'live') this.peek(name);
+    this.say(null);
+    this.store.put({ current: name, at: null, hover: null, isWhatIf: false, settings: { ...this.store.state.settings, ...sliders(run.params), ...run.said } });
+    if (run.source !== 'live') return;
+    this.peek(name);
+    if (run.status !== 'running') this.readPrompt(name);
   }
 
   async close(name) {
@@ -47,28 +60,42 @@ export class Controller extends Records {
     await this.refreshTree();
   }
 
-  /** Make a record live: its steps are loaded into the engine, which goes on from there. */
-  ensureLive() {
+  /** Keep a run's record here, and let the server forget it: the next step loads it again. */
+  shelve(name) {
+    this.store.dispatch({ event: 'orphaned', recordOf, names: [name] });
+    return this.live.send('stop', { run: name });
+  }
+
+  /** Make a record live: its steps are loaded into the engine, which goes on from there. Where another model is served,
+   * who wants to go `on` from the stored run gets a run of that model's. */
+  ensureLive({ isOn = false } = {}) {
     const { run } = this;
     if (!run) return Promise.reject(new Error('there is no run yet: write a prompt and start it'));
     if (run.source === 'live') return Promise.resolve(run.name);
     // Two keys pressed quickly mean one run, not two.
-    this.loading ??= this.load(run).finally(() => { this.loading = null; });
+    this.loading ??= this.load(run, isOn).finally(() => { this.loading = null; });
     return this.loading;
   }
 
-  async load(run) {
+  async load(run, isOn) {
     this.halt();
-    const { model, at } = this.store.state;
-    if (!this.live.isOpen) throw new Error('this needs the model, and the server does not answer; the record can still be played');
-    if (run.identity.digest !== model.digest) {
-      throw new Error(`this record was made by ${run.identity.name}, and ${model.name} is served here: it can be played, not continued`);
-    }
-    const frame = await this.live.send('load', { record: cut(recordOf(run), run.steps.length) });
-    const { readings, label } = run;
-    this.store.dispatch({ event: 'run', name: frame.run, values: { readings, label, isFresh: run.isFresh } });
-    this.store.dispatch({ event: 'removed', name: run.name });
-    this.store.put({ current: frame.run, at });
+    const { model } = this.store.state;
+    if (!this.live.isOpen) throw new LiveError({ code: 'offline', message: 'this needs the model, and the server does not answer; the record can still be played' });
+    if (run.identity.digest === model.digest) return this.loadOwn(run);
+    if (run.isStored && isOn) return this.start({ prompt: textOfPrompt(run) });
+    const way = run.isStored ? `Press → to start one of ${model.name}.` : 'Start its prompt above, and it is answered by the model that is served.';
+    throw new Error(`This run was made by ${run.identity.name}, and ${model.name} is served here: it can be played, not continued. ${way}`);
+  }
+
+  async loadOwn(run) {
+    this.checkRoom();
+    const record = cut(run.record, run.steps.length);
+    // What the reader set while it was a record holds from here on.
+    const settings = [...record.settings, { from: run.steps.length, params: { ...record.settings.at(-1).params, ...run.said } }];
+    const frame = await this.live.send('load', { record: { ...record, settings } });
+    const loadedSeconds = run.isOrphan ? run.loadedSeconds : run.steps.map((step) => step.seconds);
+    this.store.dispatch({ event: 'loaded', name: run.name, by: frame.run, values: { loadedSeconds } });
+    this.store.put({ settings: { ...this.store.state.settings, ...sliders(this.store.state.runs[frame.run].params) } });
     this.readPrompt(frame.run);
     return frame.run;
   }
@@ -79,8 +106,10 @@ export class Controller extends Records {
     if (run?.source !== 'live' || Object.keys(run.readings).length) return;
     const prompt = run.tokens.slice(0, run.promptLength);
     const body = JSON.stringify({ prompt: prompt.map((token) => token.id), top: 5 });
+    this.busy(1);
     const answer = await fetch('/read', { method: 'POST', body, headers: { 'Content-Type': 'application/json', ...this.headers() } }).catch(() => null);
     const text = answer?.ok ? await answer.text().catch(() => '') : '';
+    this.busy(-1);
     const lines = text.split('\n').filter((line) => line.endsWith('}')).map((line) => JSON.parse(line));
     const readings = lines.filter((one) => one.predicted).map((one) => ({ ...one, token: prompt[one.position] }));
     if (readings.length === prompt.length) this.store.dispatch({ event: 'readings', run: name, readings });
@@ -90,7 +119,7 @@ export class Controller extends Records {
 
   step() {
     return this.attempt(async () => {
-      const name = await this.ensureLive();
+      const name = await this.ensureLive({ isOn: true });
       this.halt();
       if (this.isOver(name)) return;
       this.follow();
@@ -115,7 +144,7 @@ export class Controller extends Records {
   /** Run: at full speed until a breakpoint or the end, else one step after another. */
   go() {
     return this.attempt(async () => {
-      const name = await this.ensureLive();
+      const name = await this.ensureLive({ isOn: true });
       if (this.isOver(name)) return;
       this.follow();
       const { speed, until } = this.store.state;
@@ -200,10 +229,22 @@ export class Controller extends Records {
         this.say('Back on the branch you came from; the other one stays in the tree.');
         return;
       }
+      const before = this.run.tokens;
       await this.live.send('undo', { run: name });
       this.follow();
+      if (isSame(before, this.run.tokens)) await this.resetSettings(name);
       await this.settle(name, 'undo');
     });
+  }
+
+  /** Nothing but settings was taken back: they stand in the server's record. */
+  async resetSettings(name) {
+    await this.live.send('record', { run: name });
+    const { said, settings, runs } = this.store.state;
+    const { params, said: own } = runs[name];
+    const stillSaid = (values) => Object.fromEntries(Object.entries(values).filter(([one, value]) => params[one] === value));
+    this.store.dispatch({ event: 'run', name, values: { said: stillSaid(own) } });
+    this.store.put({ said: stillSaid(said), settings: { ...settings, ...sliders(params) } });
   }
 
   fork() {
@@ -217,10 +258,25 @@ export class Controller extends Records {
   }
 
   async branchOf(name) {
+    this.checkRoom();
     const frame = await this.live.send('fork', { run: name });
     this.undone.push({ run: frame.run, parent: name });
     this.show(frame.run);
     return frame.run;
+  }
+
+  /** Do something in a new branch; where it cannot be done, there is none. */
+  async inBranch(name, change) {
+    const branch = await this.branchOf(name);
+    try {
+      await change(branch);
+    } catch (error) {
+      this.undone.pop();
+      this.show(name);
+      await this.close(branch);
+      throw error;
+    }
+    return branch;
   }
 
   /** Take another token at a place. Where something stands already, a branch takes it: no tail is overwritten. */
@@ -233,8 +289,7 @@ export class Controller extends Records {
         return;
       }
       if (at < run.tokens.length || run.finish) {
-        name = await this.branchOf(name);
-        await this.live.send('edit', { run: name, position: at, token: id });
+        name = await this.inBranch(name, (branch) => this.live.send('edit', { run: branch, position: at, token: id }));
       } else {
         this.noted(name);
         await this.live.send('force', { run: name, token: id });
@@ -245,20 +300,24 @@ export class Controller extends Records {
     });
   }
 
-  /** Put text where a token stands; in a branch. What came after it is let go of, or put back as the reader's own. */
+  /** Put text where a token stands; in a branch. What came after it is let go of, or put back as the reader's own. A
+   * text that begins otherwise has nothing in common with this one: it is a run of its own. */
   write(at, text, { isTailKept = false } = {}) {
     return this.attempt(async () => {
       let name = await this.ensureLive();
       const { length } = this.run.tokens;
       const tail = isTailKept ? this.run.tokens.slice(at + 1).map((token) => token.id) : [];
-      if (at < length) {
-        name = await this.branchOf(name);
-        await this.live.send('rewind', { run: name, count: length - at });
-      } else {
-        this.noted(name);
+      const put = async (run) => {
+        if (at && at < length) await this.live.send('rewind', { run, count: length - at });
+        if (at && text) await this.live.send('insert', { run, text });
+        if (tail.length) await this.live.send('insert', { run, ids: tail });
+      };
+      if (at && at < length) name = await this.inBranch(name, put);
+      else {
+        if (at) this.noted(name);
+        else name = await this.start({ prompt: text });
+        await put(name);
       }
-      if (text) await this.live.send('insert', { run: name, text });
-      if (tail.length) await this.live.send('insert', { run: name, ids: tail });
       this.follow();
       this.did('write');
       await this.settle(name, 'write');
@@ -269,8 +328,9 @@ export class Controller extends Records {
     const { said, settings } = this.store.state;
     this.store.put({ said: { ...said, [name]: value }, settings: { ...settings, [name]: value } });
     const { run } = this;
-    if (run?.source !== 'live') return null;
+    if (!run) return null;
     this.store.dispatch({ event: 'run', name: run.name, values: { said: { ...run.said, [name]: value } } });
+    if (run.source !== 'live') return null;
     this.noted(run.name);
     return this.attempt(() => this.live.send('set', { run: run.name, params: { [name]: value } }));
   }
@@ -299,23 +359,35 @@ export class Controller extends Records {
     if (at === null && run.isFresh) return; // the token that has just come is looked at, not the one to come
     const position = at ?? run.tokens.length;
     if (position < run.promptLength || run.logits.some((one) => one.position === position)) return;
+    this.busy(1);
     try {
       await this.live.send('logits', { run: name, index: position - run.promptLength });
     } catch (error) {
       if (!error.code) throw error; // what the server says against it is no news: the panel says what is missing
+    } finally {
+      this.busy(-1);
     }
   }
 
   /** This machine's limit: the server measures it once, when somebody looks. */
   async askMachine() {
     if (!this.live.isOpen || this.store.state.machine) return;
-    const answer = await this.attempt(() => this.live.send('machine'));
+    const answer = await this.attempt(() => this.live.send('machine'), { isAsked: false });
     if (!answer && this.live.isOpen) this.store.put({ machine: {} });
   }
 
   refreshTree() {
-    return this.live.isOpen ? this.attempt(() => this.live.send('tree')) : null;
+    return this.live.isOpen ? this.attempt(() => this.live.send('tree'), { isAsked: false }) : null;
   }
+}
+
+/** The prompt as it was typed: what a tokenizer puts around it is its own. */
+function textOfPrompt(run) {
+  return run.tokens.slice(0, run.promptLength).filter((token) => !token.special).map((token) => token.text).join('');
+}
+
+function isSame(one, other) {
+  return one.length === other.length && one.every((token, at) => token.id === other[at].id);
 }
 
 function sliders(params) {

@@ -2,7 +2,7 @@
 // this machine's own limit.
 
 import { el, made, milliseconds, percent, size, svg } from './dom.js';
-import { shown } from './state.js';
+import { isOfRecord, shown } from './state.js';
 
 const WIDE = 1000;
 const HIGH = 60;
@@ -24,10 +24,13 @@ export function ticks(shares, from = 0, wide = WIDE, high = HIGH) {
 }
 
 /** The passes of a run: the prompt's, if its first step tells of it, and those over one position. What was written or
- * computed again in one pass counts to neither. */
+ * computed again in one pass counts to neither. Times that came with a record are counted only where there are no others:
+ * they may be another machine's. */
 function passesOf(run) {
   const [first] = run.steps;
-  return { prompt: first?.phase === 'prefill' ? first : null, decoded: run.steps.filter((step) => step.phase === 'decode' && step.positions_computed === 1) };
+  const decoded = run.steps.filter((step) => step.phase === 'decode' && step.positions_computed === 1);
+  const own = decoded.filter((step) => !isOfRecord(run, step));
+  return { prompt: first?.phase === 'prefill' ? first : null, decoded, counted: own.length ? own : decoded, isRecords: !own.length && decoded.length > 0, others: own.length ? decoded.length - own.length : 0 };
 }
 
 /** Why there is no limit to compare with, or nothing to compare. */
@@ -58,25 +61,37 @@ function limitNodes(state, run, typical) {
 
 const thousands = (value) => Math.round(value).toLocaleString('en');
 
+/** What the passes took, in words. */
+function figuresOf(run, { prompt, counted, isRecords }, typical) {
+  const place = prompt && isOfRecord(run, prompt) && !isRecords ? ' in the record' : '';
+  return [
+    isRecords ? el('span', { class: 'whose', text: 'As it was recorded, perhaps on another machine:' }) : null,
+    prompt ? el('span', {}, 'prompt: ', el('b', { text: `${prompt.positions_computed} positions in ${milliseconds(prompt.seconds)}` }), place) : null,
+    counted.length ? el('span', {}, `then ${counted.length} ${counted.length === 1 ? 'pass' : 'passes'} of 1 position, median `, el('b', { text: milliseconds(typical), title: String(typical) })) : null,
+    typical ? el('span', { title: String(1 / typical) }, el('b', { text: `${thousands(1 / typical)} tokens/s` })) : null,
+    el('span', {}, 'cache pages ', el('b', { text: String(run.steps.at(-1).cache_pages) })), made('measured', 'engine/engine.py', 'Engine'),
+  ].filter(Boolean);
+}
+
+function figure(run, { prompt, decoded, isRecords }, typical) {
+  const scale = Math.max(typical * 3, 1e-9);
+  const from = prompt ? BLOCK + 8 : 0;
+  const shares = (isPale) => decoded.map((step) => (isOfRecord(run, step) === isPale ? step.seconds / scale : null));
+  const path = (kind, isPale) => svg('path', { class: kind, d: ticks(shares(isPale), from, WIDE - BLOCK - 8) });
+  return svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', [WORDS]: `${run.steps.length} passes, median ${milliseconds(typical)}${isRecords ? ' in the record' : ''}` },
+    ...(prompt ? [svg('rect', { class: 'prompt-pass', x: 0, y: 0, width: BLOCK, height: HIGH })] : []),
+    ...(decoded.length ? [path('ticks bound', true), path('ticks', false)] : []));
+}
+
 export class Cost {
   render(state) {
     const run = shown(state);
     if (!run?.steps.length) return el('p', { class: 'empty', text: 'Nothing was computed yet. Step once, and each pass stands here with its time.' });
-    const { prompt, decoded } = passesOf(run);
-    const times = decoded.map((step) => step.seconds);
-    const typical = median(times);
-    const scale = Math.max(typical * 3, 1e-9);
-    const parts = [
-      prompt ? el('span', {}, 'prompt: ', el('b', { text: `${prompt.positions_computed} positions in ${milliseconds(prompt.seconds)}` })) : null,
-      times.length ? el('span', {}, `then ${decoded.length} ${decoded.length === 1 ? 'pass' : 'passes'} of 1 position, median `, el('b', { text: milliseconds(typical), title: String(typical) })) : null,
-      typical ? el('span', { title: String(1 / typical) }, el('b', { text: `${thousands(1 / typical)} tokens/s` })) : null,
-      el('span', {}, 'cache pages ', el('b', { text: String(run.steps.at(-1).cache_pages) })), made('measured', 'engine/engine.py', 'Engine'),
-    ];
-    const block = prompt ? BLOCK : 0;
-    const figure = svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, class: 'timeline', role: 'img', preserveAspectRatio: 'none', [WORDS]: `${run.steps.length} passes, median ${milliseconds(typical)}` },
-      ...(prompt ? [svg('rect', { class: 'prompt-pass', x: 0, y: 0, width: BLOCK, height: HIGH })] : []),
-      ...(times.length ? [svg('path', { class: 'ticks', d: ticks(times.map((seconds) => seconds / scale), block && block + 8, WIDE - block - 8) })] : []));
-    return el('div', { class: 'cost' }, figure, el('p', { class: 'figures' }, ...parts.filter(Boolean)), ...limitNodes(state, run, typical),
-      el('p', { class: 'empty', text: 'The block is the prompt’s pass. Each tick is one pass over one position; its height is its time, cut at three times the median.' }));
+    const passes = passesOf(run);
+    const typical = median(passes.counted.map((step) => step.seconds));
+    const pale = passes.others ? ` Pale: ${passes.others} ${passes.others === 1 ? 'pass' : 'passes'} as recorded, perhaps on another machine; not counted here.` : '';
+    return el('div', { class: 'cost' }, figure(run, passes, typical), el('p', { class: 'figures' }, ...figuresOf(run, passes, typical)),
+      ...limitNodes(state, run, passes.isRecords ? 0 : typical),
+      el('p', { class: 'empty', text: `The block is the prompt’s pass. Each tick is one pass over one position; its height is its time, cut at three times the median.${pale}` }));
   }
 }

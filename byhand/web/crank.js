@@ -68,9 +68,13 @@ export class Crank {
     const run = shown(this.store.state);
     if (!run) return;
     const token = run.tokens[at];
+    if (at === 0 && token.special) {
+      this.controller.say(`${pieceText(token)} is where this text begins: it is put there by the tokenizer, and stays. Write at a token after it, or start another prompt above.`);
+      return;
+    }
     const field = el('textarea', { id: 'write-text', rows: 2, 'aria-label': 'text to put here', spellcheck: 'false' });
     field.value = token && !token.special ? token.text : '';
-    const says = token ? `In a branch, this takes the place of ${pieceText(token)}, token ${at}, and of what follows it.` : 'This is put at the end, as tokens of yours.';
+    const says = at === 0 ? `This is the first token: what you write here starts a run of its own.` : token ? `In a branch, this takes the place of ${pieceText(token)}, token ${at}, and of what follows it.` : 'This is put at the end, as tokens of yours.';
     const keep = el('input', { type: 'checkbox', id: 'write-keep' });
     const more = token && at + 1 < run.tokens.length ? el('label', { class: 'row' }, keep, `keep the ${run.tokens.length - at - 1} that follow, as tokens of yours`) : '';
     const close = () => this.editor.close();

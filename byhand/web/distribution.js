@@ -1,7 +1,7 @@
 // What could come next at a place: from the step that chose there, a prompt's reading, or the logits that stand ready.
 
 import { foreignStages, measure, reshape, shortRow, taken, wholeRow } from './chain.js';
-import { place, shown, stepAt } from './state.js';
+import { modelOf, place, shown, stepAt } from './state.js';
 
 export const ROWS = 10;
 export const NEAR_TIE = 0.1; // nats: the best is ahead by less than a tenth, e^0.1 = 1.1 times as likely
@@ -13,26 +13,32 @@ function rowOf(candidate, chosen) {
   };
 }
 
-function tailOf(rows, vocabSize, mass) {
-  const after = 1 - rows.reduce((sum, row) => sum + row.after, 0);
-  return { raw: mass ?? Math.max(0, 1 - rows.reduce((sum, row) => sum + row.raw, 0)), after: Math.max(0, after), count: vocabSize - rows.length };
+const sumOf = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0);
+
+/** All tokens without a row: how many there are (null where nobody knows), how many of them the chain left, and their
+ * shares. Where it left none, their share is none, and no remainder of rounding. */
+function tailOf(rows, vocabSize, { kept = null, mass = 1 - sumOf(rows, 'raw') } = {}) {
+  const count = vocabSize ? vocabSize - rows.length : null;
+  const isKept = (row) => !row.removedBy && !row.isUnknown;
+  const left = kept === null ? null : Math.max(0, Math.min(kept - rows.filter(isKept).length, count ?? Infinity));
+  return { raw: Math.max(0, mass), after: left === 0 ? 0 : Math.max(0, 1 - sumOf(rows, 'after')), count, left };
 }
 
 /** A step as it was, with the token it took among the rows even when it is not one of the best. */
 function fromStep(step, vocabSize) {
   const rows = step.top.slice(0, ROWS).map((candidate) => rowOf(candidate, step.token.id));
-  const mass = step.tail_mass + step.top.slice(ROWS).reduce((sum, candidate) => sum + Math.exp(candidate.logprob), 0);
-  const tail = tailOf(rows, vocabSize, mass);
+  let mass = step.tail_mass + step.top.slice(ROWS).reduce((sum, candidate) => sum + Math.exp(candidate.logprob), 0);
   if (!rows.some((row) => row.isChosen)) {
     const raw = Math.exp(step.logprob);
     const after = step.draw ? step.draw.high - step.draw.low : 0;
     const removedBy = step.draw || step.forced ? null : 'the chain';
-    rows.push({ id: step.token.id, token: step.token, rank: step.rank, raw, after, removedBy, isChosen: true });
-    Object.assign(tail, { raw: Math.max(0, tail.raw - raw), after: Math.max(0, tail.after - after), count: tail.count - 1 });
+    // Of one that was forced from among the rest, no record says whether the chain had left it.
+    rows.push({ id: step.token.id, token: step.token, rank: step.rank, raw, after, removedBy, isChosen: true, isUnknown: step.forced });
+    mass -= raw;
   }
   const stages = step.chain.map(({ name, setting, kept }) => ({ name, setting, kept }));
   return {
-    kind: 'step', how: 'measured', rows, tail, stages, entropy: step.entropy, margin: step.margin, draw: step.draw,
+    kind: 'step', how: 'measured', rows, tail: tailOf(rows, vocabSize, { kept: stages.at(-1).kept, mass }), stages, entropy: step.entropy, margin: step.margin, draw: step.draw,
     forced: step.forced, chosen: step.token,
   };
 }
@@ -40,14 +46,10 @@ function fromStep(step, vocabSize) {
 function fromReading(reading, vocabSize) {
   const actual = reading.actual;
   const rows = reading.top.map((candidate) => rowOf(candidate, actual?.id));
-  const tail = tailOf(rows, vocabSize);
-  if (actual && !rows.some((row) => row.isChosen)) {
-    rows.push(rowOf(actual, actual.id));
-    Object.assign(tail, { raw: Math.max(0, tail.raw - rows.at(-1).raw), after: Math.max(0, tail.after - rows.at(-1).after), count: tail.count - 1 });
-  }
+  if (actual && !rows.some((row) => row.isChosen)) rows.push(rowOf(actual, actual.id));
   const [first, second] = reading.top;
   return {
-    kind: 'reading', how: 'measured', rows, tail, stages: [], entropy: reading.entropy,
+    kind: 'reading', how: 'measured', rows, tail: tailOf(rows, vocabSize), stages: [], entropy: reading.entropy,
     margin: second ? first.logprob - second.logprob : null, draw: null, actual,
   };
 }
@@ -58,9 +60,11 @@ function reshaped(row, { tokens, history, promptLength, settings, step, vocabSiz
   const own = measure(row);
   const named = new Map(tokens.map((token) => [token.id, token]));
   const would = taken(shaped, step?.draw?.u);
-  const best = own.order.filter((entry) => row.idOf(entry) >= 0).slice(0, ROWS);
-  const extra = [step && row.entryOf(step.token.id), step?.draw || !step || shaped.isGreedy ? would.entry : -1];
-  for (const entry of extra) if (entry >= 0 && row.idOf(entry) >= 0 && !best.includes(entry)) best.push(entry);
+  const isNamed = (entry) => entry >= 0 && row.idOf(entry) >= 0;
+  const best = own.order.filter(isNamed).slice(0, ROWS);
+  const chosen = step ? row.entryOf(step.token.id) : -1;
+  const extra = [chosen, step?.draw || !step || shaped.isGreedy ? would.entry : -1];
+  for (const entry of extra) if (isNamed(entry) && !best.includes(entry)) best.push(entry);
   const rows = best.map((entry) => {
     const id = row.idOf(entry);
     const token = named.get(id) ?? (step?.token.id === id ? step.token : { id, text: '', bytes: [] });
@@ -69,7 +73,7 @@ function reshaped(row, { tokens, history, promptLength, settings, step, vocabSiz
       removedBy: shaped.removedBy.get(entry) ?? null, isChosen: step?.token.id === id,
     };
   });
-  const tail = tailOf(rows, vocabSize, Math.max(0, 1 - rows.reduce((sum, one) => sum + one.raw, 0)));
+  const tail = tailOf(rows, vocabSize, { kept: shaped.stages.at(-1).kept });
   const draw = step?.draw ? { u: step.draw.u, low: would.low, high: would.high } : null;
   return { rows, tail, stages: shaped.stages, entropy: own.entropy, margin: own.margin, draw, would: rows.find((one) => one.id === row.idOf(would.entry))?.token };
 }
@@ -89,8 +93,7 @@ export function distribution(state) {
   const run = shown(state);
   if (!run) return { kind: 'none', why: 'There is no run yet: write a prompt above and start it.' };
   const at = place(state);
-  const vocabSize = state.model?.vocab_size ?? 0;
-  const size = vocabSize || (run.steps[0]?.chain[0]?.kept ?? 0);
+  const size = modelOf(state, run)?.vocab_size ?? run.steps[0]?.chain[0]?.kept ?? 0;
   const step = stepAt(run, at);
   const hasLogits = run.logits.some((one) => one.position === at);
   if (step) {

@@ -2,7 +2,7 @@
 
 import { ticks } from './cost.js';
 import { el, made, percent, svg } from './dom.js';
-import { shown } from './state.js';
+import { modelOf, shown } from './state.js';
 
 const WIDE = 1000;
 const HIGH = 80;
@@ -48,9 +48,12 @@ export class Ending {
   render(state) {
     const run = shown(state);
     if (!run) return el('p', { class: 'empty', text: 'There is no run yet.' });
-    const eosIds = state.model?.eos_ids ?? run.steps.filter((step) => step.token.special).map((step) => step.token.id);
+    const eosIds = modelOf(state, run)?.eos_ids ?? run.steps.filter((step) => step.token.special).map((step) => step.token.id);
     const why = el('p', { class: 'why', id: 'why', text: whyEnded(run, eosIds) });
-    if (!run.steps.length || !eosIds.length) return el('div', {}, why, el('p', { class: 'empty', text: 'Step, and the probability of the end is drawn here.' }));
+    if (!run.steps.length || !eosIds.length) {
+      const text = run.steps.length ? 'Which tokens end a run is the model’s to say, and this record’s model is not served.' : 'Step, and the probability of the end is drawn here.';
+      return el('div', {}, why, el('p', { class: 'empty', text }));
+    }
     const points = endings(run, eosIds);
     const now = points.at(-1);
     const said = `${now.isBound ? 'at most ' : ''}${percent(now.share)}`;

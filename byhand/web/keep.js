@@ -1,10 +1,11 @@
-// What a reload must not lose: the token that gives the runs back, the readings that no record holds, and the view.
+// What a reload must not lose: the token that gives the runs back, the runs that no server holds, the chat, and the view.
 
 import { recordOf } from './record.js';
-import { shown } from './state.js';
+import { runNamed } from './state.js';
 
 const KEY = 'byhand.session';
-const LONGEST = 3_000_000;
+const LONGEST = 3_000_000; // characters in all: a tab may keep about five million, and in a text within a text quotes take two
+const SHORTEST_STEP = 500; // characters: a run that cannot fit is not even written out
 
 /** What was kept in this tab, or nothing. */
 export function kept() {
@@ -15,25 +16,50 @@ export function kept() {
   }
 }
 
-function plain(run) {
-  const { label, readings, parent, at, settings, said, isFresh } = run;
-  return { label, readings, parent, at, settings, said, isFresh };
+function plain({ label, parent, at, said, isFresh, isChat, isOrphan, source, settings, loadedSeconds }) {
+  return { label, parent, at, said, isFresh, isChat, isOrphan, source, settings, loadedSeconds };
 }
 
-/** Keep the state of this tab. Only what the server cannot tell again is written down, and the shown run in case it dies. */
-export function keep(state, resume, chat) {
-  const run = shown(state);
-  if (!run) return;
-  const runs = Object.fromEntries(state.order.filter((name) => state.runs[name].source === 'live').map((name) => [name, plain(state.runs[name])]));
-  const values = {
-    resume, runs, order: state.order.filter((name) => runs[name]), current: state.current, said: state.said, speed: state.speed, chat,
-    record: { record: recordOf(run), readings: Object.values(run.readings) }, label: run.label,
-    wasLive: run.source === 'live' || Boolean(run.isOrphan), isStored: Boolean(run.isStored),
-  };
-  try {
-    const text = JSON.stringify(values);
-    sessionStorage.setItem(KEY, text.length > LONGEST ? JSON.stringify({ ...values, record: null }) : text);
-  } catch {
-    sessionStorage.removeItem(KEY); // too large for the browser: the next visit opens afresh
+/** Runs in the order in which their records are needed: the one that is shown, those of which no server knows, the newest. */
+function byNeed({ order, runs, current }) {
+  const rank = (name) => (name === current ? 0 : runs[name].source === 'record' ? 1 : 2);
+  return order.filter((name) => runs[name].tokens.length).reverse().sort((one, other) => rank(one) - rank(other));
+}
+
+/** The records that fit, as text. Those of live runs are for the case that the server dies meanwhile. */
+function documentsOf({ order, runs, current }, room) {
+  const documents = {};
+  let left = room;
+  for (const name of byNeed({ order, runs, current })) {
+    const run = runs[name];
+    const record = run.record ?? recordOf(run);
+    if (record.steps.length * SHORTEST_STEP > left) continue;
+    const text = JSON.stringify({ record, readings: Object.values(run.readings) });
+    if (text.length > left) continue;
+    left -= text.length;
+    documents[name] = { text, count: run.steps.length };
   }
+  return documents;
+}
+
+function wrote(values) {
+  try {
+    sessionStorage.setItem(KEY, JSON.stringify(values));
+    return true;
+  } catch {
+    return false; // more than this browser keeps for a tab: less is tried
+  }
+}
+
+/** Keep the state of this tab. `pending` is what was kept before and has not come back yet. */
+export function keep(state, resume, chat, pending) {
+  const order = state.order.filter((name) => !state.runs[name].isStored);
+  const known = Object.fromEntries(order.map((name) => [name, plain(state.runs[name])]));
+  const awaited = (pending?.order ?? []).filter((name) => !runNamed(state, name));
+  const messages = chat.map((message) => ({ ...message, run: runNamed(state, message.run)?.name ?? message.run }));
+  const least = { resume, order: [...awaited, ...order], runs: { ...known, ...pending?.runs }, current: state.current, said: state.said, speed: state.speed };
+  const small = { ...least, chat: messages };
+  const documents = documentsOf({ ...state, order }, LONGEST - JSON.stringify(small).length);
+  if (wrote({ ...small, documents }) || wrote(small) || wrote({ ...least, isCut: true })) return;
+  sessionStorage.removeItem(KEY); // nothing may be kept here
 }

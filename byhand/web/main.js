@@ -2,6 +2,7 @@
 // at the first hand on the crank.
 
 import { addressOf, readAddress } from './address.js';
+import { Back } from './back.js';
 import { Cards, doneBefore } from './cards.js';
 import { Chat } from './chat.js';
 import { Controller } from './controller.js';
@@ -9,13 +10,12 @@ import { Cost } from './cost.js';
 import { Crank } from './crank.js';
 import { byId, el, fill } from './dom.js';
 import { Ending, Wire } from './ending.js';
-import { keep, kept } from './keep.js';
 import { Keys } from './keys.js';
 import { Live } from './live.js';
 import { Next } from './next.js';
-import { recordOf, unpack } from './record.js';
+import { unpack } from './record.js';
 import { Settings } from './settings.js';
-import { shown, Store } from './state.js';
+import { modelOf, shown, Store } from './state.js';
 import { Strip } from './strip.js';
 import { Tree } from './tree.js';
 
@@ -24,7 +24,7 @@ const LONGEST_WIRE = 400;
 const PANELS = [['settings', 'Settings'], ['tree', 'Tree'], ['cost', 'Cost'], ['ending', 'Ending'], ['wire', 'Wire']];
 
 const store = new Store();
-const memory = { resume: null, key: sessionStorage.getItem('byhand.key'), saved: kept() };
+const memory = { key: sessionStorage.getItem('byhand.key'), link: null, hasArrived: false };
 const live = new Live({
   key: () => memory.key,
   onFrame: (frame) => receive(frame),
@@ -37,6 +37,7 @@ const live = new Live({
 const headers = () => (memory.key ? { Authorization: `Bearer ${memory.key}` } : {});
 const controller = new Controller(store, live, headers);
 const chat = new Chat(store, controller, headers);
+const back = new Back(store, live, controller, chat);
 const strip = new Strip(store, controller);
 const next = new Next(store, controller);
 const crank = new Crank(store, controller);
@@ -50,62 +51,26 @@ new Keys(store, controller, { crank, next });
 
 function receive(frame) {
   if (frame.event === 'error' && frame.id !== null && frame.id !== undefined) return; // whoever asked is told
-  if (frame.event === 'hello') memory.saved = { ...memory.saved, resume: memory.resume ?? memory.saved?.resume ?? null };
   store.dispatch(frame);
   if (frame.event !== 'hello') return;
-  const token = memory.saved.resume;
-  memory.resume = frame.resume;
   if (store.state.panel === 'cost') controller.askMachine();
-  const isMissed = memory.saved.order?.length || store.state.order.some((name) => store.state.runs[name].source === 'live');
-  if (token && isMissed) comeBack(token);
-  else memory.saved = null;
+  back.greeted(frame);
+  arrived();
 }
 
-/** Take the runs over that the last connection left; where the server knows them no more, they stay as records. */
-async function comeBack(token) {
-  const { saved } = memory;
-  memory.saved = null;
-  try {
-    const before = store.state;
-    for (const name of saved.order ?? []) {
-      if (!before.runs[name]) store.dispatch({ event: 'known', name, values: saved.runs[name] });
-    }
-    const frame = await live.send('resume', { token });
-    for (const { run } of frame.runs) await live.send('record', { run });
-    const current = [saved.current, store.state.current, frame.runs.at(-1)?.run].find((name) => store.state.runs[name]?.source === 'live');
-    if (current && !memory.link && (saved.order || !shown(store.state))) {
-      const { at } = store.state;
-      controller.show(current);
-      store.put({ at });
-    }
-    if (saved.order) dropStored(saved.order);
-    store.put({ message: null });
-  } catch (error) {
-    store.dispatch({ event: 'orphaned', recordOf });
-    const hadRuns = store.state.order.some((name) => store.state.runs[name].isOrphan) || saved.order?.length;
-    if (hadRuns) controller.say('The server was started anew. What is on screen is kept, and the next step takes it there.');
-  }
-  remember();
-}
-
-/** The record that stood in for a run while the connection was made. */
-function dropStored(names) {
-  if (!names.length) return;
-  const { state } = store;
-  for (const name of state.order) if (state.runs[name].isStandIn) store.dispatch({ event: 'removed', name });
-  if (store.state.runs[state.current]) store.put({ current: state.current, at: state.at });
+/** The page is busy from its start until the server has answered, or has not. */
+function arrived() {
+  if (!memory.hasArrived) controller.busy(-1);
+  memory.hasArrived = true;
 }
 
 function lose(status) {
   store.put({ connection: status });
-  if (status === 'lost') controller.halt();
+  arrived();
+  if (status === 'lost' && !store.state.replay) controller.halt(); // a record plays without a server
   for (const name of store.state.order) {
     store.dispatch({ event: 'run', name, values: (run) => (run.status === 'running' ? { status: 'paused' } : {}) });
   }
-}
-
-function remember() {
-  keep(store.state, memory.resume, chat.messages);
 }
 
 // What is seen.
@@ -119,8 +84,15 @@ function bannerNodes(state) {
   const nodes = [];
   if (state.connection === 'refused') nodes.push(askKey());
   else if (TOLD[state.connection]) nodes.push(el('p', { class: TOLD[state.connection][0], text: TOLD[state.connection][1] }));
-  if (state.message) nodes.push(el('p', { class: state.message.kind }, state.message.text, el('button', { type: 'button', 'aria-label': 'dismiss', onclick: () => controller.say(null), text: '×' })));
+  if (state.message) nodes.push(messageNode(state.message));
   return nodes;
+}
+
+function messageNode({ kind, text, way }) {
+  const go = () => { store.put({ view: 'strip' }); openPanel(way); byId('more').scrollIntoView({ block: 'nearest' }); };
+  return el('p', { class: kind }, el('span', { text }), el('span', { class: 'row' },
+    way ? el('button', { type: 'button', class: 'way', onclick: go, text: `Show the ${way}` }) : null,
+    el('button', { type: 'button', 'aria-label': 'dismiss', onclick: () => controller.say(null), text: '×' })));
 }
 
 function askKey() {
@@ -139,22 +111,31 @@ function askKey() {
 function modelNodes(state) {
   const run = state.view === 'chat' ? chat.lastRun(state) : shown(state);
   const { model } = state;
-  const isForeign = run && run.source === 'record' && !run.isOrphan;
-  const what = isForeign ? el('span', { class: 'badge', text: run.isStored ? 'a stored run · press → to go on from it' : 'a record' }) : null;
+  const what = run?.source === 'record' && !run.isOrphan ? el('span', { class: 'badge', text: whose(run, state) }) : null;
   if (!model) return [el('b', { text: run?.identity?.name ?? '' }), what].filter(Boolean);
-  const used = run?.tokens.length ?? 0;
+  const used = run && !modelOf(state, run) ? 0 : run?.tokens.length ?? 0; // another model's run takes none of this one's context
   const meter = el('meter', { min: 0, max: model.context_length, value: used, 'aria-label': 'context used' });
   return [el('b', { text: model.name }), el('small', { text: model.dtype }), meter, el('small', { title: 'tokens, of the context’s', text: `${used} of ${model.context_length}` }), what].filter(Boolean);
+}
+
+/** What a run is that no server holds, and whose, where that is not the served model. */
+function whose(run, state) {
+  const isForeign = state.model && !modelOf(state, run);
+  const what = `${run.isStored ? 'a stored run' : 'a record'}${isForeign ? ` of ${run.identity.name}` : ''}`;
+  if (!run.isStored || !state.model) return what;
+  return `${what} · press → to ${isForeign ? `start one of ${state.model.name}` : 'go on from it'}`;
 }
 
 function renderFrame(state) {
   fill(byId('banner'), JSON.stringify([state.connection, state.message]), () => bannerNodes(state));
   const run = state.view === 'chat' ? chat.lastRun(state) : shown(state);
-  fill(byId('model'), JSON.stringify([state.view, state.model?.name, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
+  fill(byId('model'), JSON.stringify([state.view, state.model?.digest, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
+  const isChatNew = state.view === 'chat' && byId('chat-view').hidden;
   for (const view of ['strip', 'chat']) {
     byId(`${view}-view`).hidden = state.view !== view;
     byId(`view-${view}`).setAttribute('aria-pressed', String(state.view === view));
   }
+  if (isChatNew) chat.follow();
   // A chat's answers are saved and shared from the strip, where one of them is open.
   for (const id of ['crank', 'save', 'share']) byId(id).hidden = state.view !== 'strip';
 }
@@ -266,7 +247,7 @@ function listen() {
     if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); byId('prompt').blur(); start(); }
     if (event.key === 'Escape') byId('prompt').blur();
   });
-  addEventListener('pagehide', remember);
+  addEventListener('pagehide', () => back.remember());
   addEventListener('hashchange', followAddress);
 }
 
@@ -274,9 +255,9 @@ function listen() {
 
 async function openLink(packed) {
   if (!packed) return false;
-  await controller.attempt(async () => controller.open(await unpack(packed)));
-  memory.link = { name: store.state.current, packed };
-  return true;
+  const name = await controller.attempt(async () => controller.put(await unpack(packed)));
+  if (name) memory.link = { name, packed };
+  return Boolean(name);
 }
 
 /** An address that the reader put there. */
@@ -311,33 +292,22 @@ async function openStored() {
   const text = await answer.text();
   const { steps } = JSON.parse(text).record;
   const doubt = steps.reduce((most, step) => (step.entropy > most.entropy ? step : most), steps[0]);
-  await controller.open(text, { count: doubt.index + 1 });
-  store.dispatch({ event: 'run', name: store.state.current, values: { isStored: true } });
+  controller.put(text, { count: doubt.index + 1, values: { isStored: true } });
 }
 
 async function openFirst() {
-  const { saved } = memory;
   store.put({ done: doneBefore() });
   const { values, packed } = readAddress(location.hash);
-  if (await openLink(packed)) {
-    store.put(values);
-    return;
-  }
-  if (saved?.record) {
-    await controller.open(JSON.stringify(saved.record), { label: saved.label });
-    store.dispatch({ event: 'run', name: store.state.current, values: saved.wasLive ? { isStandIn: true, isOrphan: true } : { isStored: saved.isStored } });
-    store.put({ said: saved.said, speed: saved.speed });
-    byId('speed').value = saved.speed;
-    chat.messages = saved.chat ?? [];
-    chat.draw();
-  } else {
-    await openStored();
-  }
+  back.restore();
+  byId('speed').value = store.state.speed;
+  if (!(await openLink(packed)) && !shown(store.state)) await openStored();
+  back.tellLost();
   store.put(values);
 }
 
 if (localStorage.getItem('byhand.theme')) document.documentElement.dataset.theme = localStorage.getItem('byhand.theme');
 buildTabs();
 listen();
+controller.busy(1);
 await openFirst();
 live.connect();

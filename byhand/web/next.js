@@ -43,10 +43,12 @@ function candidate(row, index, found, take) {
 
 function tailRow(found) {
   const { tail } = found;
-  if (tail.count <= 0) return null;
-  const row = { raw: tail.raw, after: tail.after, removedBy: null };
-  return el('div', { class: 'candidate tail' }, el('kbd', { class: 'none', text: '' }),
-    el('span', { text: `the other ${tail.count.toLocaleString('en')}` }), bars(row), shares(row, found), el('span', { class: 'verdict', text: '' }));
+  if (tail.count !== null && tail.count <= 0) return null;
+  const isCut = tail.left === 0;
+  const row = { raw: tail.raw, after: tail.after, removedBy: isCut ? 'the chain' : null };
+  const says = isCut ? 'all of them cut' : tail.left === null || tail.left === tail.count ? '' : `${tail.left.toLocaleString('en')} left`;
+  return el('div', { class: `candidate tail${isCut ? ' is-cut' : ''}` }, el('kbd', { class: 'none', text: '' }),
+    el('span', { text: tail.count === null ? 'all others' : `the other ${tail.count.toLocaleString('en')}` }), bars(row), shares(row, found), el('span', { class: 'verdict', text: says }));
 }
 
 /** The bar that is thrown at: shares laid one after the other from the best down, and where u fell. */

@@ -22,13 +22,15 @@ export class Records {
     return shown(this.store.state);
   }
 
-  /** Do something; what the server says against it is told to the reader, whole. */
-  async attempt(action) {
+  /** Do something; what the server says against it is told to the reader, whole. What was told of the last thing that was
+   * `asked` for is over by then. */
+  async attempt(action, { isAsked = true } = {}) {
+    if (isAsked && this.store.state.message?.kind === 'error') this.say(null);
     this.busy(1);
     try {
       return await action();
     } catch (error) {
-      this.say(error instanceof Error ? error.message : String(error), 'error');
+      this.say(error instanceof Error ? error.message : String(error), 'error', { code: error.code, way: error.way });
       return null;
     } finally {
       this.busy(-1);
@@ -41,8 +43,9 @@ export class Records {
     document.body.dataset.busy = String(this.underWay > 0);
   }
 
-  say(text, kind = 'note') {
-    this.store.put({ message: text ? { kind, text } : null });
+  /** Tell the reader; `way` is the panel where something can be done about it. */
+  say(text, kind = 'note', { code = null, way = null } = {}) {
+    this.store.put({ message: text ? { kind, text, code, way } : null });
   }
 
   did(what) {
@@ -78,13 +81,25 @@ export class Records {
     });
   }
 
-  open(text, { count = null, label = null } = {}) {
+  /** Show a record that the reader brings. */
+  open(text) {
     return this.attempt(() => {
-      const { record, readings } = parseRecord(text);
-      this.halt();
-      const name = `record-${(this.names += 1)}`;
-      this.store.dispatch({ event: 'opened', name, record, readings, count: count ?? record.steps.length, label });
+      this.put(text);
+      this.say(null);
     });
+  }
+
+  /** Show a record: all of it or its first `count` steps, under a name of its own, with what else is known of it. */
+  put(text, { name = this.freeName(), count = null, values = {} } = {}) {
+    const { record, readings } = parseRecord(text);
+    this.halt();
+    this.store.dispatch({ event: 'opened', name, record, readings, count: count ?? record.steps.length, values });
+    return name;
+  }
+
+  freeName() {
+    do this.names += 1; while (this.store.state.runs[`record-${this.names}`]);
+    return `record-${this.names}`;
   }
 
   /** Play a record from its first step, with no model. */

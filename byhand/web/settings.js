@@ -7,8 +7,8 @@ import { place, shown, stepAt } from './state.js';
 /** Who said so: this reader, the checkpoint's generation config, a record, or nobody. */
 export function sourceOf(state, name) {
   const run = shown(state);
-  if (name in state.said) return 'you';
-  if (run?.source === 'record') return 'the record';
+  if (name in (run ?? state).said) return 'you';
+  if (run?.source === 'record' || run?.loadedSeconds) return 'the record';
   if (state.model && name in state.model.suggested) return 'the checkpoint';
   return 'default';
 }

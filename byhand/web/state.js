@@ -4,6 +4,7 @@ export const initial = {
   connection: 'connecting', // "connecting", "live", "lost" or "refused"
   model: null, limits: null,
   runs: {}, order: [], current: null, // runs by name, in the order in which they came
+  renamed: {}, // records that became live runs, under names of the engine's
   at: null, // the selected place: tokens before it are read, the token there comes next; null follows the end
   hover: null,
   settings: {}, said: {}, isWhatIf: false, // the sliders; what this reader set; whether they reshape what was
@@ -16,6 +17,20 @@ const KEPT_LOGITS = 8;
 
 /** The run that is shown. */
 export const shown = (state) => state.runs[state.current] ?? null;
+
+/** The run of this name, or the one that it became. */
+export const runNamed = ({ runs, renamed }, name) => runs[name] ?? runs[renamed[name]] ?? null;
+
+/** The served model, where a run is its own: what is known of it says nothing of another model's run. */
+export function modelOf({ model }, run) {
+  return model && run?.identity?.digest === model.digest ? model : null;
+}
+
+/** Whether a step was timed where its record was made, perhaps on another machine. */
+export function isOfRecord(run, step) {
+  if (run.source === 'record' && !run.isOrphan) return true;
+  return run.loadedSeconds?.[step.index] === step.seconds;
+}
 
 /** The place that panels speak of: pointed at, else selected, else after the last token that came. */
 export function place(state) {
@@ -48,7 +63,9 @@ function newRun(state, name, values) {
     name, label: state.runs[name]?.label ?? freeLabel(state), parent: null, at: null,
     tokens: [], promptLength: 0, steps: [], readings: {}, params: {}, settings: [], said: {}, status: 'paused', why: null,
     finish: null, prefill: null, ghost: null, note: null, logits: [], source: 'live', identity: null, made: null,
-    isFresh: false, needsRecord: false, ...values,
+    isFresh: false, needsRecord: false, isChat: false, isOrphan: false, record: null,
+    loadedSeconds: null, // of the steps that came with a record: in a live run, they tell which those are
+    ...values,
   };
 }
 
@@ -71,7 +88,8 @@ const byPosition = (readings) => Object.fromEntries(readings.map((reading) => [r
 
 function hello(state, { model, limits }) {
   const settings = state.current ? state.settings : { ...model.suggested, ...state.said };
-  return { ...state, model, limits, connection: 'live', settings };
+  const message = state.message?.code === 'offline' ? null : state.message;
+  return { ...state, model, limits, connection: 'live', settings, message };
 }
 
 function started(state, frame) {
@@ -148,7 +166,7 @@ function resumed(state, frame) {
       ...known, tokens: view.tokens, promptLength: view.prompt_length, params: view.params, parent: view.parent,
       at: view.at, finish: ended, status: ended ? 'finished' : 'paused', identity: identityOf(next.model),
       settings: known.settings?.length ? known.settings : [{ from: 0, params: view.params }],
-      needsRecord: true, source: 'live', steps: known.steps ?? [],
+      needsRecord: true, source: 'live', isOrphan: false, record: null, steps: known.steps ?? [],
     });
     return addRun(next, run);
   }, state);
@@ -158,25 +176,29 @@ function resumed(state, frame) {
 function recorded(state, { run: name, record }) {
   return withRun(state, name, (run) => ({
     tokens: [...record.prompt, ...record.steps.map((step) => step.token)], steps: record.steps,
-    promptLength: record.prompt.length, settings: record.settings, identity: record.model, needsRecord: false,
+    promptLength: record.prompt.length, settings: record.settings, params: record.settings.at(-1).params,
+    identity: record.model, needsRecord: false,
     isFresh: run.isFresh && record.steps.length > 0,
   }));
 }
 
+/** The settings in force at a step of a record. */
+const paramsAt = (record, count) => record.settings.filter((one) => one.from <= count).at(-1)?.params ?? {};
+
 /** A record that was opened: a run without a model, all of it or its first `count` steps shown. */
-function opened(state, { name, record, readings, count, label }) {
+function opened(state, { name, record, readings, count, values }) {
   const steps = record.steps.slice(0, count);
   const isWhole = count >= record.steps.length;
-  const params = record.settings.at(-1)?.params ?? {};
+  const params = paramsAt(record, count);
   const run = newRun(state, name, {
     tokens: [...record.prompt, ...steps.map((step) => step.token)], steps, promptLength: record.prompt.length,
     readings: byPosition(readings), params, settings: record.settings, identity: record.model,
     source: 'record', record, status: 'recorded', isFresh: steps.length > 0,
     made: { seed: record.seed, choice: record.choice, byhand: record.byhand, created: record.created },
     finish: isWhole && record.finish_reason ? { finish_reason: record.finish_reason, stop_reason: record.stop_reason } : null,
-    ...(label ? { label } : {}),
+    ...values,
   });
-  return { ...addRun(state, run), current: name, at: null, hover: null, settings: { ...params }, isWhatIf: false };
+  return { ...addRun(state, run), current: name, at: null, hover: null, settings: { ...params, ...run.said }, isWhatIf: false };
 }
 
 /** Show the first `count` steps of an opened record. */
@@ -188,7 +210,7 @@ function revealed(state, { name, count }) {
     const isForward = count >= run.steps.length;
     const steps = isForward ? [...run.steps, ...more] : run.steps.slice(0, count);
     return {
-      steps, isFresh: steps.length > 0,
+      steps, isFresh: steps.length > 0, params: paramsAt(record, count),
       tokens: isForward ? [...run.tokens, ...more.map((step) => step.token)] : run.tokens.slice(0, run.promptLength + count),
       finish: isWhole && record.finish_reason ? { finish_reason: record.finish_reason, stop_reason: record.stop_reason } : null,
     };
@@ -205,12 +227,25 @@ function keptLogits(state, frame) {
   });
 }
 
-/** Runs that only live here now: the server that computed them is gone. */
-function orphaned(state, { recordOf }) {
-  const runs = Object.fromEntries(Object.entries(state.runs).map(([name, run]) => [
-    name, run.source === 'live' ? { ...run, source: 'record', status: 'recorded', record: recordOf(run), isOrphan: true } : run,
-  ]));
-  return { ...state, runs };
+/** Runs that only live here now: the server that computed them is gone, or keeps these no more. Of one that is known by
+ * name alone, nothing is left. */
+function orphaned(state, { recordOf, names = state.order }) {
+  const orphan = (run) => ({ ...run, source: 'record', status: 'recorded', record: recordOf(run), isOrphan: true });
+  const isGone = (name) => names.includes(name) && state.runs[name].source === 'live';
+  const order = state.order.filter((name) => !isGone(name) || state.runs[name].tokens.length);
+  const runs = Object.fromEntries(order.map((name) => [name, isGone(name) ? orphan(state.runs[name]) : state.runs[name]]));
+  return { ...state, runs, order, current: runs[state.current] ? state.current : order.at(-1) ?? null };
+}
+
+/** A record became a live run, which takes its place: in the order, on screen, and for the branches that were made of it. */
+function loaded(state, { name, by, values }) {
+  const { [name]: old, [by]: run, ...others } = state.runs;
+  const runs = Object.fromEntries(Object.entries(others).map(([one, each]) => [one, each.parent === name ? { ...each, parent: by } : each]));
+  const order = state.order.filter((one) => one !== by).map((one) => (one === name ? by : one));
+  const renamed = Object.fromEntries(Object.entries({ ...state.renamed, [name]: name }).map(([one, now]) => [one, now === name ? by : now]));
+  const { label, parent, at, readings, said, isFresh, isChat } = old;
+  const taken = { ...run, label, parent, at, readings, said, isFresh, isChat, ...values };
+  return { ...state, runs: { ...runs, [by]: taken }, order, renamed, current: state.current === name ? by : state.current };
 }
 
 function removed(state, { name }) {
@@ -221,12 +256,12 @@ function removed(state, { name }) {
 
 function finished(state, frame) {
   const finish = { finish_reason: frame.finish_reason, stop_reason: frame.stop_reason };
-  return withRun(state, frame.run, { status: 'finished', finish });
+  return withRun(state, frame.run, (run) => (run.source === 'live' ? { status: 'finished', finish } : {}));
 }
 
 const REDUCERS = {
   hello, started, reading: read, step: stepped, changed, forked, resumed, record: recorded, logits: keptLogits, finished,
-  opened, revealed, orphaned, removed,
+  opened, revealed, orphaned, loaded, removed,
   prefill: (state, { run: name, done, total, reused }) => withRun(state, name, (run) => (
     { prefill: { done, total, reused, passes: (run.prefill?.passes ?? 0) + 1 } })),
   readings: (state, { run: name, readings }) => withRun(state, name, { readings: byPosition(readings) }),

@@ -2,7 +2,7 @@
 // comes costs one cell, however long the run is.
 
 import { byId, el, fill, made, milliseconds, percent, piece, pieceNodes, pieceText } from './dom.js';
-import { place, shown } from './state.js';
+import { isOfRecord, place, shown } from './state.js';
 
 const BLOCK = 64; // cells a block; blocks out of sight are neither laid out nor painted (content-visibility)
 const AT_ONCE = 160; // cells made in one frame: a long run that is opened fills the strip over several
@@ -254,9 +254,9 @@ function passText(phase, computed, reused, passes) {
   return `${phase}: ${what}, cache ${reused} → ${reused + computed}${kept}`;
 }
 
-function passNode(step, passes) {
+function passNode(run, step, passes) {
   const text = passText(step.phase, step.positions_computed, step.positions_reused, passes);
-  return el('span', {}, text, el('small', { text: ` ${milliseconds(step.seconds)}` }));
+  return el('span', {}, text, el('small', { text: ` ${milliseconds(step.seconds)}${isOfRecord(run, step) ? ' in the record' : ''}` }));
 }
 
 /** How many passes a first step took: counted where they were seen, else known only of what fits in one. */
@@ -267,9 +267,9 @@ function passesOf(run, step) {
 function phaseNodes(run) {
   const [first, last] = [run.steps[0], run.steps.at(-1)];
   const nodes = [];
-  if (first) nodes.push(passNode(first, passesOf(run, first)));
+  if (first) nodes.push(passNode(run, first, passesOf(run, first)));
   else if (run.prefill) nodes.push(...prefillNodes(run.prefill));
-  if (last && last !== first) nodes.push(passNode(last, last.positions_computed <= ROWS_A_PASS ? 1 : null));
+  if (last && last !== first) nodes.push(passNode(run, last, last.positions_computed <= ROWS_A_PASS ? 1 : null));
   if (run.note) nodes.push(el('span', { class: 'note', text: noteText(run.note) }));
   return nodes;
 }

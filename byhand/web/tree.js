@@ -44,8 +44,10 @@ export class Tree {
 
   /** The branches above the strip: there as soon as there are two. */
   renderTabs(state) {
-    const key = JSON.stringify([state.current, state.order.map((name) => [name, state.runs[name].label, leftAt(state.runs, state.runs[name])])]);
-    fill(this.tabs, key, () => (state.order.length < 2 ? [] : inOrder(state).map((run) => el('button', {
+    // A chat's answers stand in the chat, until one is opened here.
+    const shownHere = inOrder(state).filter((run) => !run.isChat || run.name === state.current);
+    const key = JSON.stringify([state.current, shownHere.map((run) => [run.name, run.label, leftAt(state.runs, run)])]);
+    fill(this.tabs, key, () => (shownHere.length < 2 ? [] : shownHere.map((run) => el('button', {
       type: 'button', 'aria-pressed': String(run.name === state.current), onclick: () => this.controller.show(run.name),
       text: `${run.label}${state.runs[run.parent] ? ` from ${leftAt(state.runs, run)}` : ''}`, title: `run ${run.label}`, 'aria-label': `run ${run.label}`,
     }))));
