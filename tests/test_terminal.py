@@ -319,8 +319,12 @@ def test_a_checkpoints_settings_are_told_once_a_model(cli: Cli, tmp_path: Path) 
     assert "temperature 0.9;" in told(second, *run)
     assert told(second, *run) == ""
     assert said not in told(first, *run, "--json")
-    (tmp_path / "first" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.7}')
-    assert "temperature 0.7" in told(first, *run), "other settings are other news"
+    settings = {"do_sample": True, "temperature": 0.7, "num_beams": 4}
+    (tmp_path / "first" / "generation_config.json").write_text(json.dumps(settings))
+    other = told(first, *run, "--temperature", "1")
+    assert "suggests temperature 0.7" in other, "other settings are other news"
+    assert "leaves out num_beams" in other
+    assert told(first, *run) == ""
 
 
 def test_where_nothing_can_be_remembered_nothing_fails(
@@ -344,9 +348,11 @@ def test_where_nothing_can_be_remembered_nothing_fails(
 def test_it_is_remembered_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byhand.cli.notice.told_folder", TOLD_FOLDER)
     monkeypatch.setenv("BYHAND_CACHE", str(tmp_path / "cache"))
-    assert byhand.cli.notice.is_news("a model")
-    assert not byhand.cli.notice.is_news("a model")
-    assert byhand.cli.notice.is_news("another/../../model")
+    told, names = byhand.cli.notice, ("a model", "another/../../model")
+    assert [told.was_told(name) for name in names] == [False, False]
+    for name in (*names, *names):
+        told.now_told(name)
+    assert [told.was_told(name) for name in names] == [True, True]
     assert len(list((tmp_path / "cache" / "told").iterdir())) == 2
 
 

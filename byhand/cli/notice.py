@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
 from byhand.user_cache import user_cache
+
+_TROUBLE = (OSError, ValueError, RuntimeError)  # RuntimeError: nobody knows where the home is
 
 
 def told_folder() -> Path:
@@ -13,14 +16,19 @@ def told_folder() -> Path:
     return user_cache() / "told"
 
 
-def is_news(about: str) -> bool:
-    """Whether this was never asked before here. Where nothing can be remembered, everything stays news."""
-    try:
-        folder = told_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / blake2b(about.encode(), digest_size=12).hexdigest()
-        is_known = mark.exists()
-        mark.touch()
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: there is no home
-        return True
-    return not is_known
+def was_told(about: str) -> bool:
+    """Whether `now_told` was said of this before, by any command."""
+    with suppress(*_TROUBLE):
+        return _mark(about).exists()
+    return False
+
+
+def now_told(about: str) -> None:
+    """Remember it. Where nothing can be written, it stays news."""
+    with suppress(*_TROUBLE):
+        told_folder().mkdir(parents=True, exist_ok=True)
+        _mark(about).touch()
+
+
+def _mark(about: str) -> Path:
+    return told_folder() / blake2b(about.encode(), digest_size=12).hexdigest()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from byhand.cli.notice import is_news
+from byhand.cli.notice import now_told, was_told
 from byhand.cli.options import MAX_TOKENS, UsageError, ids
 from byhand.cli.talk import is_terminal, talk
 from byhand.errors import PromptError
@@ -133,9 +134,16 @@ def sampling_params(
 
 
 def _mention_defaults(llm: LLM, given: dict[str, Any]) -> None:
-    """Say once for each model what its checkpoint suggests, where that would change anything."""
+    """Say once for each model what its checkpoint suggests, where that would change anything, and what is left out."""
+    about = f"{llm.identity.digest} {json.dumps(llm.generation_config, sort_keys=True)}"
+    if was_told(about):
+        return
+    before = len(llm.notes)
     ours, theirs = SamplingParams().to_json(), llm.checkpoint_params().to_json()
     differing = {name: value for name, value in theirs.items() if value != ours[name] and name != "max_tokens"}
-    suggested = ", ".join(f"{name} {value}" for name, value in differing.items())
-    if differing.keys() - given.keys() and is_news(f"{llm.identity.digest} {suggested}"):
+    if len(llm.notes) == before and not differing.keys() - given.keys():
+        return
+    if differing:
+        suggested = ", ".join(f"{name} {value}" for name, value in differing.items())
         talk(f"the checkpoint suggests {suggested}; --checkpoint-defaults applies that")
+    now_told(about)
