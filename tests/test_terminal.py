@@ -515,3 +515,12 @@ def test_a_poor_terminal_is_offered_nothing_unseen(cli: Cli, monkeypatch: pytest
     run = llm.start(PROMPT)
     run.step()
     assert cli.out.rstrip().endswith((PROMPT + run.text).rstrip())
+
+
+def test_replay_takes_its_commands_as_words(cli: Cli, record_file: Path) -> None:
+    assert cli("replay", str(record_file), stdin="next\nback\nchain\nhelp\nall\n") == 0
+    assert "leads nowhere" not in cli.out
+    for words in ("1/3 > back", "1/3 > chain", "the next step", "stopped at max_tokens 3"):
+        assert words in cli.out
+    assert cli("replay", str(record_file), stdin="Exit\n") == 0
+    assert "stopped at" not in cli.out

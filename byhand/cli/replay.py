@@ -23,6 +23,9 @@ HELP = (
     ("? q", "this page; quit"),
 )
 
+# No text is ever asked for here, so a command's name is that command.
+WORDS = {"next": "", "back": "b", "all": "a", "chain": "p", "help": "?", "quit": "q", "exit": "q"}
+
 
 def add(commands: Commands) -> None:
     """Register the command."""
@@ -106,7 +109,8 @@ class Player:
         try:
             while True:
                 line = self._ask(self._view.prompt(self._place), "Enter goes on, ? helps").strip()
-                if line in ("q", "quit"):
+                line = WORDS.get(line.lower(), line)
+                if line == "q":
                     return 0
                 try:
                     if self._is_over(line):
