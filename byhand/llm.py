@@ -145,7 +145,8 @@ class LLM(Opened):
         for start, logits in self._all_logits(ids):
             following: list[int | None] = [*ids[start + 1 : start + 1 + len(logits)]]
             following += [None] * (len(logits) - len(following))
-            found = self.model.kernels.surveys(logits, [top] * len(logits))
+            with self.engine.lock:
+                found = self.model.kernels.surveys(logits, [top] * len(logits))
             yield from enumerate(look(logits, top, following, found), start)
 
     def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:

@@ -41,26 +41,30 @@ class Opened:
         self,
         model: str | Path | None = None,
         *,
-        dtype: str = "auto",
-        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
         cache_tokens: int | None = None,
         threads: int | None = None,
         revision: str | None = None,
         kernels: str = "auto",
         quantize: str | None = None,
         prefill: str = "exact",
-        cache_dtype: str = "auto",
+        cache_dtype: str | torch.dtype = "auto",
         note: Callable[[str], None] | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(positive(threads, "threads"))
+        if model is not None and (not isinstance(model, str | os.PathLike) or not str(model)):
+            must = "a folder, a file, a hub id, or None for the embedded model"
+            raise BadRequest(f"`model` is {model!r}; it must be {must}", param="model")
+        dtype = _word(dtype)
         self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
         read_config(self.checkpoint)  # what cannot be opened at all is told before its tokenizer is looked at
         self.tokenizer = Tokenizer.open(self.checkpoint.folder)
         self.notes: list[str] = list(self.checkpoint.notes)
         self._tell = note
-        place = _device(device)
-        cached_as = _cache_dtype(cache_dtype)
+        place = _device(_word(device))
+        cached_as = _cache_dtype(_word(cache_dtype))
         with without_collector():
             backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
         form = quantize or format_of(self.checkpoint, dtype)
@@ -173,10 +177,15 @@ def positive(value: int, param: str) -> int:
     return value
 
 
+def _word(value: str | torch.dtype | torch.device) -> str:
+    """torch's own dtypes and devices by their names; the rest as it is."""
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype | torch.device) else value
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
+    if str(name).split(":")[0] not in ("cpu", "cuda"):
         raise BadRequest(f"`device` is {name!r}; known: auto, cpu, cuda", param="device")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadRequest("`device` is 'cuda', but torch sees no CUDA device here", param="device")

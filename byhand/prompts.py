@@ -37,8 +37,10 @@ def as_prompts(prompts: object) -> tuple[list[Prompt], bool]:
 
 
 def as_messages(messages: Messages) -> Sequence[Mapping[str, Any]]:
-    """A text is one message of the user's."""
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    """A text is one message of the user's; those of a generator become a list."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return list(messages) if isinstance(messages, Iterator) else messages
 
 
 def check_token_ids(ids: object, vocab_size: int, param: str, must: str, tokenizer: Tokenizer) -> list[int]:
@@ -65,7 +67,7 @@ def _check_id(given: object, place: int, param: str) -> int:
     plain = given if isinstance(given, Integral) else _plain(given)
     if isinstance(plain, bool) or not isinstance(plain, Integral):
         message = f"`{param}` holds {repr(given)[:60]} at place {place}; a token id is an integer"
-        raise PromptError(message, param=param, hint=_meant(plain))
+        raise PromptError(message, param=param, hint=_meant(plain) if param == "prompt" else None)
     return int(plain)
 
 
@@ -79,6 +81,4 @@ def _plain(value: object) -> object:
 def _meant(item: object) -> str | None:
     if isinstance(item, Mapping) and "role" in item:
         return "messages are for llm.chat"
-    if isinstance(item, str | Sequence):
-        return "one prompt is read here; generate takes a list of them"
-    return None
+    return "for several prompts give generate a list" if isinstance(item, str | Sequence) else None

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 from collections import UserList
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from select import select
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from byhand import LLM, BadRequest, Completion, MissingExtra, PromptError, SamplingParams
+from byhand import LLM, BadRequest, ByhandError, Completion, MissingExtra, PromptError, SamplingParams
+from byhand.text import ChatTemplate
 from tests.conftest import tiny_llama
 
 PROMPT = "the quick brown fox jumps"
@@ -72,8 +78,9 @@ def test_keywords_replace_fields_of_params(llm: LLM) -> None:
     ],
 )
 def test_a_keyword_that_is_none_names_the_one_that_was_meant(llm: LLM, written: str, meant: str) -> None:
-    for use in (llm.generate, llm.start, llm.stream, llm.chat, llm.start(IDS).set, llm.checkpoint_params):
-        arguments = [PROMPT] if use not in (llm.checkpoint_params,) and "set" not in use.__name__ else []
+    others = (llm.start(IDS).set, llm.checkpoint_params, SamplingParams, SamplingParams().replace)
+    for use in (llm.generate, llm.start, llm.stream, llm.chat, *others):
+        arguments = [] if use in others else [PROMPT]
         with pytest.raises(BadRequest) as caught:
             use(*arguments, **{written: 1})  # type: ignore[operator]
         assert str(caught.value) == f"unknown sampling parameter `{written}` (did you mean `{meant}`?)"
@@ -105,6 +112,25 @@ def test_a_text_is_one_message_of_the_users(llm: LLM) -> None:
     assert llm.render_chat("the fox") == llm.render_chat(messages) == "<s><|user|>the fox<|assistant|>"
     assert llm.chat_ids("the fox") == llm.chat_ids(messages)
     assert llm.chat("the fox", max_tokens=4).ids == llm.chat(messages, max_tokens=4).ids
+    assert llm.chat_ids(iter(messages)) == llm.chat_ids(messages)  # type: ignore[arg-type]
+
+
+def test_a_role_that_is_none_is_refused(llm: LLM, embedded: LLM) -> None:
+    for one in (llm, embedded):
+        for role in ("system", "developer", "user", "assistant", "tool"):
+            one.chat_ids([{"role": role, "content": "hi"}])
+        with pytest.raises(BadRequest) as caught:
+            one.chat([{"role": "user", "content": "hi"}, {"role": "usr", "content": "hi"}])
+        known = "system, developer, user, assistant, tool, function, or a role that the chat template names"
+        assert str(caught.value) == f"messages[1].role is 'usr'; it must be one of {known}"
+        assert caught.value.param == "messages[1].role"
+
+
+def test_a_role_that_the_template_names_is_read() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'ipython' %}out: {% endif %}{{ m.content }}{% endfor %}"
+    )
+    assert template.render([{"role": "ipython", "content": "5"}]) == "out: 5"
 
 
 # Prompts of every kind.
@@ -156,7 +182,7 @@ BAD_PROMPTS: list[tuple[object, str]] = [
     (np.array([0.5]), "`prompt` holds 0.5 at place 0; a token id is an integer"),
     (torch.tensor([True]), "`prompt` holds True at place 0; a token id is an integer"),
     ([None], "`prompt` holds None at place 0; a token id is an integer"),
-    (np.array([[5, 6]]), "`prompt` holds [5, 6] at place 0; a token id is an integer (one prompt is read here"),
+    (np.array([[5, 6]]), "`prompt` holds [5, 6] at place 0; a token id is an integer (for several prompts"),
     ([{"role": "user", "content": "hi"}], "a token id is an integer (messages are for llm.chat)"),
 ]
 
@@ -365,3 +391,83 @@ def test_without_pandas_it_is_said_what_to_install(llm: LLM, monkeypatch: pytest
         with pytest.raises(MissingExtra) as caught:
             value.to_pandas()  # type: ignore[attr-defined]
         assert str(caught.value) == "to_pandas needs pandas (pip install pandas)"
+
+
+# Threads, and the end.
+
+
+def test_threads_get_what_each_would_get_alone(llm: LLM) -> None:
+    jobs: list[Callable[[], object]] = [
+        lambda: llm.generate(PROMPT, temperature=1.0, seed=3, max_tokens=12).ids,
+        lambda: llm.score(PROMPT).logprobs,
+        lambda: [(at.predicted.token.id, at.entropy) for at in llm.read(PROMPT)],
+        lambda: llm.logits(PROMPT).tolist(),
+    ]
+    alone = [job() for job in jobs] * 2
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            assert list(pool.map(lambda job: job(), jobs * 2)) == alone
+    assert llm.engine.pages_in_use == 0
+
+
+def test_what_runs_between_two_positions_of_a_reading_changes_nothing(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [at.entropy for at in llm.read(PROMPT)]
+    monkeypatch.setattr("byhand.engine.engine.LOGITS_BLOCK", 384)
+    seen = []
+    for at in llm.iter_read(PROMPT):
+        seen.append(at.entropy)
+        llm.generate([9] * len(llm.encode(PROMPT)), max_tokens=1)
+    assert seen == pytest.approx(expected, abs=1e-5)
+
+
+def test_closing_twice_and_use_after_it(tiny_folder: Path) -> None:
+    closed = LLM(tiny_folder)
+    run = closed.start(PROMPT)
+    closed.chat(PROMPT, max_tokens=1)
+    closed.close()
+    closed.close()
+    for use in (closed.generate, closed.chat, closed.start, closed.stream, closed.read, closed.score, closed.logits):
+        with pytest.raises(ByhandError, match="this LLM was closed: open 'llama' again"):
+            use(PROMPT)  # type: ignore[operator]
+    for name in ("engine", "model", "vocab_size", "context_length", "identity"):
+        with pytest.raises(ByhandError, match="this LLM was closed"):
+            getattr(closed, name)
+    assert run.step().index == 0
+    assert "closed" in repr(closed)
+    assert run.to_dict()["model"] == closed.name
+
+
+def test_a_forked_process_is_told_to_open_its_own(llm: LLM) -> None:
+    llm.generate(IDS, max_tokens=1)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            llm.generate(IDS, max_tokens=1)
+        except ByhandError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    said = os.read(reading, 1000) if select([reading], [], [], 20)[0] else b"nothing"
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert b"another process has opened this model" in said
+
+
+@pytest.mark.parametrize("model", [5, b"x", "", ["gpt2"]], ids=str)
+def test_a_model_of_no_kind_is_named(model: Any) -> None:
+    with pytest.raises(BadRequest, match=r"`model` is .*; it must be a folder, a file, a hub id, or None"):
+        LLM(model)
+
+
+def test_torchs_own_names_of_dtypes_and_devices(tiny_folder: Path) -> None:
+    opened = LLM(tiny_folder, dtype=torch.float32, device=torch.device("cpu"), cache_dtype=torch.bfloat16)
+    assert opened.model.dtype == "float32"
+    assert opened.engine.cache.dtype == torch.bfloat16
+    for options in ({"device": 5}, {"dtype": 5}, {"dtype": torch.int8}, {"cache_dtype": 5}):
+        with pytest.raises(BadRequest, match=f"{next(iter(options))}`? is "):
+            LLM(tiny_folder, **options)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from os import getpid
 from threading import RLock
 from time import perf_counter
 
@@ -20,7 +21,7 @@ from byhand.engine.output import TextState, Way
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
 from byhand.engine.state import Line, RunState, Work, own_rows
-from byhand.errors import RunFinished
+from byhand.errors import ByhandError, RunFinished
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, best_wanted, choose
@@ -61,6 +62,7 @@ class Engine:
         self.context_length = model.context_length
         self.lock = RLock()
         self._retired: deque[RunState] = deque()
+        self._process = getpid()
 
     # Runs come and go.
 
@@ -229,6 +231,10 @@ class Engine:
 
     def forward(self, chunks: Sequence[Chunk], *, publish: bool = True) -> torch.Tensor:
         """Run the model over reserved chunks: (N, hidden) float32, row by row in the chunks' order."""
+        if getpid() != self._process:  # the kernels' threads did not come along: it would wait for them for ever
+            raise ByhandError(
+                "another process has opened this model", hint='open one in each: multiprocessing\'s "spawn" does'
+            )
         started = perf_counter()
         with torch.inference_mode():
             hidden = self.model.forward(batch_of(chunks, self.model.device), self.cache)
@@ -247,16 +253,18 @@ class Engine:
         """
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
         while run.uncomputed:
-            chunks = self.reserve(schedule([run], self.max_rows, PAGE_SIZE), lambda _: None)
-            if not chunks:
-                raise self.pager.out_of_pages()
-            [chunk] = chunks
-            hidden = self.forward([chunk], publish=publish)
+            with self.lock:
+                chunks = self.reserve(schedule([run], self.max_rows, PAGE_SIZE), lambda _: None)
+                if not chunks:
+                    raise self.pager.out_of_pages()
+                [chunk] = chunks
+                # A copy: another pass may write where the result lies before the last of its rows is asked for.
+                hidden = self.forward([chunk], publish=publish).clone()
             for first in range(0, chunk.rows, rows_at_once):
                 yield chunk.start + first, self._logits(hidden[first : first + rows_at_once])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
+        with self.lock, torch.inference_mode():
             return self.model.logits(hidden).cpu()
 
     # From logits to a Step.

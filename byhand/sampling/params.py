@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from byhand.errors import BadRequest
@@ -276,6 +276,17 @@ def fields_table() -> tuple[FieldInfo, ...]:
         for each in fields(SamplingParams)
     )
 
+
+def _naming_the_unknown(made: Callable[..., None]) -> Callable[..., None]:
+    @wraps(made)
+    def init(self: SamplingParams, *args: Any, **options: Any) -> None:
+        _refuse_unknown(options)
+        made(self, *args, **options)
+
+    return init
+
+
+SamplingParams.__init__ = _naming_the_unknown(SamplingParams.__init__)  # type: ignore[method-assign]
 
 # What transformers and vLLM call some of them.
 _ELSEWHERE = {

@@ -8,6 +8,7 @@ from typing import Any
 from byhand.errors import BadRequest
 
 _PLAIN = (str, int, float, bool)
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 DEEPEST = 100  # levels of lists and objects; real messages and tools have about ten
 
 
@@ -18,6 +19,15 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
     if not messages:
         raise BadRequest("messages is empty; a chat begins with one message", param="messages")
     return [_check_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+
+
+def check_roles(messages: Sequence[Mapping[str, Any]], source: str) -> None:
+    """Refuse a role that is neither one of the usual ones nor named in the template's source: most often a slip."""
+    for place, message in enumerate(messages):
+        if message["role"] not in ROLES and message["role"] not in source:
+            must = f"one of {', '.join(ROLES)}, or a role that the chat template names"
+            field = f"messages[{place}].role"
+            raise BadRequest(f"{field} is {_shown(message['role'])}; it must be {must}", param=field)
 
 
 def check_tools(tools: object) -> list[Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from byhand.checkpoint import read_json_object
 from byhand.errors import BadConfig, BadRequest, TemplateError
-from byhand.text.messages import check_messages, check_tools, plain
+from byhand.text.messages import check_messages, check_roles, check_tools, plain
 from byhand.text.renderer import Renderer
 from byhand.text.tokenizer import Tokenizer
 
@@ -56,6 +56,7 @@ class ChatTemplate:
         """The prompt's text. `continue_final` leaves the last message open; `values` are switches of the template."""
         source = self.source(with_tools=tools is not None)
         checked = check_messages(messages)
+        check_roles(checked, source)
         if continue_final:
             _mark_end(checked)
         given = {name: plain(value, name) for name, value in values.items()}
