@@ -49,6 +49,9 @@ def check_token_ids(ids: object, vocab_size: int, param: str, must: str, tokeniz
     if isinstance(given, str | bytes | bytearray) or not isinstance(given, Sequence):
         named = "the prompt" if param == "prompt" else f"`{param}`"
         raise PromptError(f"{named} is a {type(ids).__name__}; it must be {must}", param=param)
+    # Many at once, which a loop would take long over: only what is wrong is looked for one by one.
+    if given and {*map(type, given)} == {int} and min(given) >= 0 and max(given) < vocab_size:
+        return list(given)
     checked = [_check_id(token, place, param) for place, token in enumerate(given)]
     for place, token in enumerate(checked):
         if not 0 <= token < vocab_size:

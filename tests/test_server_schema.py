@@ -74,7 +74,7 @@ def test_the_document_is_kept_for_long(server: Running, tmp_path: Path, seed: in
 def test_the_document_knows_the_models_limits(server: Running) -> None:
     document = server.get("/openapi.json", Authorization=f"Bearer {KEY}").json
     ids = document["components"]["schemas"]["DetokenizeRequest"]["properties"]["ids"]
-    assert (ids["maxItems"], ids["items"]["maximum"]) == (256, 383)
+    assert (ids["maxItems"], ids["items"]["maximum"]) == (131_072, 383)
     assert set(document["paths"]) == {
         "/",
         "/health",

@@ -29,6 +29,7 @@ class Limits:
     stops: int = _limit(16, "stop strings of one request", 0)
     stop_length: int = _limit(256, "characters of one stop string")
     logprobs: int = _limit(20, "candidates that are reported for one token", 0)
+    listed_tokens: int = _limit(2**17, "tokens that /tokenize lists, and that /detokenize takes")
     body_bytes: int = _limit(4 * 2**20, "bytes of one request body or one WebSocket frame", 1024)
     connections: int = _limit(64, "live connections at once")
     live_runs: int = _limit(32, "runs of one live connection")

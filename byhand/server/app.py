@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 
 from byhand.errors import ByhandError
 from byhand.server import answers, chat, completions, own, page, page_source
-from byhand.server.bodies import StrictRoute, refusal
+from byhand.server.bodies import StrictRoute
 from byhand.server.document import BODY, COMMON, NAMED, RUNS, SERVING, document
 from byhand.server.flow import ClientGone
 from byhand.server.guard import Guard, Rules
@@ -41,8 +40,6 @@ def _streamed(model: type[answers.Answer]) -> Responses:
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        return refusal(error).response
     return problem_of(error).response
 
 
@@ -85,9 +82,10 @@ def create_app(service: Service, live: Live, rules: Rules) -> FastAPI:
 
     app.router.add_api_route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
     app.router.routes.append(WebSocketRoute("/live", live.endpoint))
-    for kind in (RequestValidationError, HTTPException, ByhandError, Exception):
+    for kind in (HTTPException, ByhandError, Exception):
         app.add_exception_handler(kind, _answer_error)
-    app.add_exception_handler(ClientGone, _nobody_there)
+    for gone in (ClientGone, ClientDisconnect):
+        app.add_exception_handler(gone, _nobody_there)
     # The last added is the first asked.
     app.add_middleware(Guard, rules=rules)
     app.add_middleware(RequestLog, metrics=service.metrics)

@@ -7,17 +7,21 @@ import re
 import reprlib
 from collections.abc import Callable, Coroutine, Sequence
 from email.message import Message
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from byhand.collector import without_collector
 from byhand.server.problems import ApiError
+from byhand.server.service import beside
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DEEPEST = 200
+_CONTAINERS = {dict, list}
+_MOST_FINDINGS = 1000  # that are weighed where a body is wrong all over
 LONGEST_PATH = 100
 
 
@@ -29,26 +33,25 @@ def _no_constant(name: str) -> NoReturn:
     _refuse(f"{name} is no JSON number")
 
 
-def _check_depth(value: Any, depth: int = 0) -> None:
+def _check_depth(value: dict[Any, Any] | list[Any], depth: int = 0) -> None:
     if depth > _DEEPEST:
         _refuse(f"it is nested more than {_DEEPEST} deep")
-    if isinstance(value, dict):
-        for item in value.values():
-            if isinstance(item, dict | list):
-                _check_depth(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict | list):
-                _check_depth(item, depth + 1)
+    items = value.values() if isinstance(value, dict) else value
+    if _CONTAINERS.isdisjoint(map(type, items)):
+        return  # a long list of numbers, most often
+    for item in items:
+        if isinstance(item, dict | list):
+            _check_depth(item, depth + 1)
 
 
+@without_collector()
 def parse(body: bytes) -> Any:
     """The value of a JSON text, or a 400 that says what is wrong with it."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
         if _SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-        _check_depth(value)
+        _check_depth([value], -1)
     except UnicodeDecodeError as error:
         _refuse(f"byte {error.start} is no UTF-8")
     except UnicodeEncodeError:
@@ -62,14 +65,6 @@ def parse(body: bytes) -> Any:
     return value
 
 
-class StrictRequest(Request):
-    """A request whose JSON is read strictly."""
-
-    async def json(self) -> Any:
-        """The body's value."""
-        return parse(await self.body())
-
-
 def _check_type(header: str | None) -> None:
     message = Message()
     message["content-type"] = header or ""
@@ -80,18 +75,34 @@ def _check_type(header: str | None) -> None:
 
 
 class StrictRoute(APIRoute):
-    """A route that takes JSON and nothing else."""
+    """A route that takes JSON and nothing else. What is long is read beside the event loop, and checked there too."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, given a stricter request."""
-        handle = super().get_route_handler()
+        """FastAPI's handler, or where there is a body our own: FastAPI would check it on the loop."""
+        if self.body_field is None:
+            return super().get_route_handler()
+        shape: TypeAdapter[Any] = TypeAdapter(get_type_hints(self.endpoint, include_extras=True)["body"])
 
         async def strict(request: Request) -> Response:
-            if self.body_field is not None:
-                _check_type(request.headers.get("content-type"))
-            return await handle(StrictRequest(request.scope, request.receive))
+            _check_type(request.headers.get("content-type"))
+            data = await request.body()
+            body = await beside(len(data), lambda: _checked(shape, data))
+            response: Response = await self.endpoint(body, request)
+            return response
 
         return strict
+
+
+@without_collector()
+def _checked(shape: TypeAdapter[Any], data: bytes) -> Any:
+    """A body in its shape, or the 400 that says what is wrong with it."""
+    if not data:
+        raise ApiError(400, "`body` is missing", code="missing_field")
+    body = parse(data)
+    try:
+        return shape.validate_python(body)
+    except ValidationError as error:
+        raise refusal(error, body) from None
 
 
 # What pydantic found wrong, in our words.
@@ -125,7 +136,8 @@ _shorten.maxlevel, _shorten.maxlist, _shorten.maxdict = 2, 3, 3
 _shorten.maxstring = _shorten.maxother = 60
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value in a sentence: short, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return _shorten.repr(value)
@@ -133,17 +145,15 @@ def _shown(value: object) -> str:
 
 def _weight(item: Any, body: Any) -> tuple[int, bool, bool]:
     """How much one finding says: of a union every branch complains, and the one that got furthest was meant."""
-    depth = len(_place(item["loc"][1:], body))
+    depth = len(_place(item["loc"], body))
     return depth, item["type"] == "extra_forbidden", not item["type"].endswith("_type")
 
 
-def refusal(error: RequestValidationError) -> ApiError:
+def refusal(error: ValidationError, body: Any) -> ApiError:
     """The 400 of a body that does not fit its shape: one sentence about the deepest thing that is wrong."""
-    found = [item for item in error.errors() if item["loc"][:1] == ("body",)] or list(error.errors())
-    if not found:
-        return ApiError(400, "the request cannot be read", code="invalid_value")
-    worst = max(found, key=lambda item: _weight(item, error.body))
-    steps = _place(worst["loc"][1:], error.body)
+    found = error.errors(include_url=False, include_context=False)[:_MOST_FINDINGS]
+    worst = max(found, key=lambda item: _weight(item, body))
+    steps = _place(worst["loc"], body)
     path = _path(steps) or None
     top = None if not steps else str(steps[0])[:LONGEST_PATH]
     if worst["type"] == "extra_forbidden":
@@ -152,4 +162,4 @@ def refusal(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"`{path or 'body'}` is missing", code="missing_field", param=top)
     reason = worst["msg"][:1].lower() + worst["msg"][1:]
     what = f"`{path}`" if path else "the body"
-    return ApiError(400, f"{what} is {_shown(worst['input'])}: {reason}"[:500], code="invalid_value", param=top)
+    return ApiError(400, f"{what} is {shown(worst['input'])}: {reason}"[:500], code="invalid_value", param=top)

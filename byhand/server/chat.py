@@ -48,8 +48,8 @@ def _plain_messages(request: Templated) -> list[dict[str, Any]]:
     return messages
 
 
-async def render(llm: LLM, request: Templated, *, with_tools: bool = True) -> PromptIn:
-    """The prompt that a template makes. It is a stranger's program in a process of its own: a thread waits for it."""
+def render(llm: LLM, request: Templated, *, with_tools: bool = True) -> PromptIn:
+    """The prompt that a template makes: a stranger's program in a process of its own, for which a thread must wait."""
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] if with_tools else []
     values: dict[str, Any] = dict(request.chat_template_kwargs or {})
     if request.continue_final_message and request.add_generation_prompt:
@@ -59,21 +59,17 @@ async def render(llm: LLM, request: Templated, *, with_tools: bool = True) -> Pr
         message = "`continue_final_message` is true, but the last message has no content to continue"
         raise ApiError(400, message, code="invalid_combination", param="continue_final_message")
 
-    def work() -> PromptIn:
-        text = llm.render_chat(
-            _plain_messages(request),
-            tools=tools or None,
-            continue_final=bool(request.continue_final_message),
-            add_generation_prompt=request.add_generation_prompt is not False,
-            **values,
-        )
-        # A template writes its own start-of-sequence token.
-        return PromptIn(text, llm.encode(llm.tokenizer.encode(text, add_special_tokens=False)))
-
-    return await asyncio.to_thread(work)
+    text = llm.render_chat(
+        _plain_messages(request),
+        tools=tools or None,
+        continue_final=bool(request.continue_final_message),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        **values,
+    )
+    return PromptIn(text, llm.encode_rendered(text))
 
 
-async def job_of(service: Service, request: ChatRequest) -> Job:
+def job_of(service: Service, request: ChatRequest) -> Job:
     """The runs that a request asks for."""
     llm = service.model(request.model)
     if request.top_logprobs is not None and not request.logprobs:
@@ -85,8 +81,8 @@ async def job_of(service: Service, request: ChatRequest) -> Job:
         raise ApiError(400, message, code="invalid_combination", param="max_tokens")
     params = params_of(request, min(limits, default=None), (request.top_logprobs or 0) if request.logprobs else None)  # type: ignore[type-var]
     check_limits(service, request, params)
-    await check_params(llm, params)
-    prompt = await render(llm, request, with_tools=request.tool_choice != "none")
+    check_params(llm, params)
+    prompt = render(llm, request, with_tools=request.tool_choice != "none")
     return Job([prompt], params, depth_of_reading(request, None))
 
 
@@ -163,6 +159,6 @@ def _message(deltas: list[Delta]) -> ChatMessage:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer messages. Extras of byhand are documented in docs/server.md."""
     service = service_of(request)
-    job = await job_of(service, body)
+    job = await asyncio.to_thread(job_of, service, body)
     with_calls = bool(body.tools) and body.tool_choice != "none" and teaches_calls(service.worker.llm)
     return await Chat(service, body, job, with_calls=with_calls).respond(request)

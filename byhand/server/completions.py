@@ -11,9 +11,9 @@ from starlette.responses import Response
 from byhand.sampling.params import SamplingParams
 from byhand.server.answering import Answering, add_extras
 from byhand.server.answers import CompletionAnswer, CompletionChoice, LegacyLogprobs
-from byhand.server.generation import Job, Piece, PromptIn, check_params, check_runs, params_of
+from byhand.server.generation import Job, Piece, PromptIn, check_params, check_runs, params_of, prepared
 from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step, prompt_logprobs
-from byhand.server.service import Service, beside, service_of
+from byhand.server.service import Service, service_of
 from byhand.server.shapes import CompletionRequest, Sampling
 
 if TYPE_CHECKING:
@@ -29,14 +29,10 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
     return list(prompt)
 
 
-async def _encoded(llm: LLM, request: CompletionRequest) -> list[PromptIn]:
-    """The prompts with their ids; token ids are never decoded and encoded again."""
-
-    def encode(prompt: str | list[int]) -> PromptIn:
-        ids = llm.encode(prompt)
-        return PromptIn(prompt if isinstance(prompt, str) else llm.detokenize(prompt), ids)
-
-    return [await beside(len(prompt), lambda prompt=prompt: encode(prompt)) for prompt in _prompts(request.prompt)]  # type: ignore[misc]
+def _encoded(llm: LLM, prompt: str | list[int]) -> PromptIn:
+    """A prompt with its ids; token ids are never decoded and encoded again."""
+    ids = llm.encode(prompt)
+    return PromptIn(prompt if isinstance(prompt, str) else llm.detokenize(prompt), ids)
 
 
 def depth_of_reading(request: Sampling, echoed: int | None) -> int | None:
@@ -52,15 +48,16 @@ def check_limits(service: Service, request: Sampling, params: SamplingParams) ->
     service.limits.check("logprobs", request.prompt_logprobs or 0, param="prompt_logprobs")
 
 
-async def job_of(service: Service, request: CompletionRequest) -> Job:
+def job_of(service: Service, request: CompletionRequest) -> Job:
     """The runs that a request asks for."""
     llm = service.model(request.model)
     params = params_of(request, MAX_TOKENS if request.max_tokens is None else request.max_tokens, request.logprobs)
     check_limits(service, request, params)
-    await check_params(llm, params)
+    check_params(llm, params)
     echoed = request.logprobs if request.echo else None
-    check_runs(service, len(_prompts(request.prompt)), params)
-    return Job(await _encoded(llm, request), params, depth_of_reading(request, echoed))
+    prompts = _prompts(request.prompt)
+    check_runs(service, len(prompts), params)
+    return Job([_encoded(llm, prompt) for prompt in prompts], params, depth_of_reading(request, echoed))
 
 
 def extras(request: Sampling, piece: Piece) -> dict[str, Any]:
@@ -144,4 +141,5 @@ class Completion(Answering[CompletionChoice]):
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with a text. Extras of byhand are documented in docs/server.md."""
     service = service_of(request)
-    return await Completion(service, body, await job_of(service, body)).respond(request)
+    job = await prepared(request, body, lambda: job_of(service, body))
+    return await Completion(service, body, job).respond(request)

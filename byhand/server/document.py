@@ -60,6 +60,7 @@ def limits_of(service: Service) -> dict[str, dict[str, Any]]:
         "model": {"enum": [service.name, None]},
         "token_id": {"maximum": llm.vocab_size - 1},
         "prompt_tokens": {"maxItems": prompt_tokens},
+        "listed_tokens": {"maxItems": limits.listed_tokens},
         "prompts": {"maxItems": limits.running + limits.waiting},
         "n": {"maximum": limits.n},
         "stops": {"maxItems": limits.stops},

@@ -5,12 +5,13 @@ Streams send the pieces as they come; answers in one piece are their sum.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
+
+from starlette.requests import Request
 
 from byhand.engine.events import Failed, Finished, Read, Stepped
 from byhand.errors import BadRequest
@@ -19,7 +20,7 @@ from byhand.sampling.params import CONSTRAINTS, SamplingParams
 from byhand.server.answers import CachedTokens, UsageAnswer
 from byhand.server.flow import Flow
 from byhand.server.problems import ApiError
-from byhand.server.service import Service
+from byhand.server.service import LONG_TEXT, Service, beside
 from byhand.server.shapes import JsonObject, JsonSchema, OneOf, Regex, Sampling
 from byhand.types import FinishReason, Position, Step, Usage
 
@@ -122,8 +123,9 @@ def _refused(error: BadRequest, code: str) -> ApiError:
 
 
 def params_of(request: Sampling, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    """The settings that a request asks for. The temperature is 1 where it says nothing, as OpenAI has it."""
+    """The settings that a request asks for; else the temperature is 1, as OpenAI has it, and the seed a new one."""
     given = {name: getattr(request, name) for name in SAME_NAMES if getattr(request, name) is not None}
+    given.setdefault("seed", fresh_seed())
     temperature = 1.0 if request.temperature is None else request.temperature
     try:
         # Every value has been checked by its shape: what is left are values that do not go together.
@@ -138,15 +140,21 @@ def params_of(request: Sampling, max_tokens: int | None, logprobs: int | None) -
         raise _refused(error, "invalid_combination") from None
 
 
-async def check_params(llm: LLM, params: SamplingParams) -> None:
-    """Refuse ids that the model lacks and constraints that cannot be followed; compiling one takes a thread."""
+async def prepared(request: Request, asked: Sampling, work: Callable[[], Job]) -> Job:
+    """The job that a request asks for: made beside the loop where it is long, or has a grammar to be compiled."""
+    data = await request.body()
+    return await beside(LONG_TEXT + len(data) if asked.response_format else len(data), work)
+
+
+def check_params(llm: LLM, params: SamplingParams) -> None:
+    """Refuse ids that the model lacks, and constraints that cannot be followed."""
     params.check_vocabulary(llm.vocab_size)
     if max(params.stop_ids, default=0) >= llm.vocab_size:
         message = f"`stop_ids` names token {max(params.stop_ids)}; this model's ids end at {llm.vocab_size - 1}"
         raise BadRequest(message, param="stop_ids")
     if any(getattr(params, name) for name in CONSTRAINTS):
         try:
-            await asyncio.to_thread(llm.engine.grammars.check, params)
+            llm.engine.grammars.check(params)
         except BadRequest as error:
             raise _refused(error, "invalid_grammar") from None
 
@@ -161,11 +169,10 @@ def check_runs(service: Service, prompts: int, params: SamplingParams) -> None:
 
 def open_flow(service: Service, job: Job) -> Flow:
     """Ask the worker for every prompt of a job, or for none."""
-    params = job.params if job.params.seed is not None else job.params.replace(seed=fresh_seed())
     flow = Flow(service.worker)
     try:
         for prompt in job.prompts:
-            flow.submit(prompt.ids, params, read_prompt=job.read)
+            flow.submit(prompt.ids, job.params, read_prompt=job.read)
     except BaseException:
         flow.cancel()
         raise

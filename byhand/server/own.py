@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from byhand.engine.events import Failed, Read
+from byhand.engine.limits import Limits
+from byhand.errors import LimitExceeded
 from byhand.jsonable import position_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
 from byhand.server.answers import HealthAnswer, ModelCard, ModelList, PromptAnswer, TextAnswer
@@ -18,33 +20,62 @@ from byhand.server.flow import Flow
 from byhand.server.metrics import CONTENT_TYPE
 from byhand.server.service import Service, beside, service_of
 from byhand.server.shapes import DetokenizeRequest, ReadRequest, TemplateRequest, TokenizeRequest, TokenizeText
-from byhand.server.sse import Pieces
+from byhand.server.sse import Pieces, compact
+
+if TYPE_CHECKING:
+    from byhand.llm import LLM
 
 TOP = 5
+LISTED_AT_ONCE = 256
+
+
+def _listed(llm: LLM, ids: list[int]) -> str:
+    """The tokens of ids as JSON, a few at a time: who else wants to run may do so between two of them."""
+    parts = (ids[start : start + LISTED_AT_ONCE] for start in range(0, len(ids), LISTED_AT_ONCE))
+    lists = (compact([token_to_json(llm.tokenizer.token(token)) for token in part])[1:-1] for part in parts)
+    return f'{{"tokens":[{",".join(lists)}]}}'
+
+
+def _check_listed(limits: Limits, tokens: int, param: str, at_least: str = "") -> None:
+    if tokens > limits.listed_tokens:
+        message = (
+            f"`{param}` has {tokens} tokens{at_least}; this server's limit is {limits.listed_tokens} (listed_tokens)"
+        )
+        raise LimitExceeded(message, param=param)
 
 
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """The tokens of a text, the start-of-sequence token included, or of a chat's prompt."""
-    llm = service_of(request).model(body.model)
+    service = service_of(request)
+    llm = service.model(body.model)
+
+    def of_text(text: str) -> str:
+        _check_listed(service.limits, llm.tokenizer.fewest_tokens(text), "text", " or more")
+        ids = llm.tokenizer.encode(text)
+        _check_listed(service.limits, len(ids), "text")
+        return _listed(llm, ids)
+
     if isinstance(body, TokenizeText):
         text = body.text
-        ids = await beside(len(text), lambda: llm.tokenizer.encode(text))
+        tokens = await beside(len(text), lambda: of_text(text))
     else:
-        ids = (await render(llm, body)).ids
-    tokens = [token_to_json(llm.tokenizer.token(token)) for token in ids]
-    return JSONResponse({"tokens": tokens})
+        chat = body
+        tokens = await asyncio.to_thread(lambda: _listed(llm, render(llm, chat).ids))
+    return Response(tokens, media_type="application/json")
 
 
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of ids, special tokens left out."""
-    llm = service_of(request).model(body.model)
+    service = service_of(request)
+    llm = service.model(body.model)
+    _check_listed(service.limits, len(body.ids), "ids")
     text = await beside(len(body.ids), lambda: llm.detokenize(body.ids))
     return JSONResponse(TextAnswer(text=text).plain())
 
 
 async def apply_template(body: TemplateRequest, request: Request) -> Response:
     """The prompt that the checkpoint's chat template makes, and its ids."""
-    prompt = await render(service_of(request).model(body.model), body)
+    prompt = await asyncio.to_thread(render, service_of(request).model(body.model), body)
     return JSONResponse(PromptAnswer(text=prompt.text, ids=prompt.ids).plain())
 
 

@@ -37,6 +37,13 @@ def _number(value: object) -> object:
     return value
 
 
+def _wholes(value: object) -> object:
+    """The same for a list, in which floats are rare."""
+    if isinstance(value, list) and float in {*map(type, value)}:
+        return [_whole(item) for item in value]
+    return value
+
+
 Never = Annotated[Literal[False] | None, BeforeValidator(_boolean)]
 Always = Annotated[Literal[True] | None, BeforeValidator(_boolean)]
 
@@ -60,9 +67,10 @@ class Strict(BaseModel):
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1, json_schema_extra=marked("token_id"))]
-Ids = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra=marked("prompt_tokens"))]
-PromptIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, json_schema_extra=marked("prompt_tokens"))]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra=marked("token_id"))]
+Ids = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_wholes)]
+SomeIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1), BeforeValidator(_wholes)]
+PromptIds = Annotated[SomeIds, Field(json_schema_extra=marked("prompt_tokens"))]
 StopString = Annotated[str, Field(min_length=1, json_schema_extra=marked("stop_length"))]
 StopStrings = Annotated[list[StopString], Field(fail_fast=True, json_schema_extra=marked("stops"))]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -155,9 +163,9 @@ class Sampling(Strict):
     typical_p: float | None = option("typical_p")
     repetition_penalty: float | None = option("repetition_penalty")
     no_repeat_ngram_size: Whole | None = option("no_repeat_ngram_size")
-    allowed_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1)] | None = option("allowed_ids")
-    banned_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = option("banned_ids")
-    stop_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = option("stop_ids")
+    allowed_ids: SomeIds | None = option("allowed_ids")
+    banned_ids: Ids | None = option("banned_ids")
+    stop_ids: Ids | None = option("stop_ids")
     ignore_eos: bool | None = option("ignore_eos")
     min_tokens: Whole | None = option("min_tokens")
     return_token_ids: bool | None = Field(None, description="add token_ids and prompt_token_ids to every choice")
@@ -192,7 +200,7 @@ class TextPart(Strict):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+Content = str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
 
 
 class FunctionCall(Strict):
@@ -261,7 +269,7 @@ MessageItem = Annotated[
     | Annotated[ToolMessage, Tag("tool message")],
     Discriminator(_kind_of),
 ]
-MessageList = Annotated[list[MessageItem], Field(min_length=1)]
+MessageList = Annotated[list[MessageItem], Field(fail_fast=True, min_length=1)]
 
 
 class Function(Strict):
@@ -345,7 +353,7 @@ TokenizeRequest = Annotated[
 class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
-    ids: Ids
+    ids: Annotated[Ids, Field(json_schema_extra=marked("listed_tokens"))]
     model: ModelName = None
 
 

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from byhand.errors import BadRequest, RunFinished
-from byhand.server.bodies import parse
+from byhand.server.bodies import parse, shown
 from byhand.server.problems import ApiError, problem_of
 
 Json = dict[str, Any]
@@ -40,12 +40,17 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**64
 
 
+def _are_ints(*values: Any) -> bool:
+    return all(map(_is_int, values))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_int(item) for item in value)
+    # A list may be long: it is looked at as a whole.
+    return isinstance(value, list) and {*map(type, value)} <= {int} and (not value or _are_ints(min(value), max(value)))
 
 
 def _is_messages(value: Any) -> bool:
@@ -113,7 +118,7 @@ def check_fields(values: Json, known: dict[str, str], where: str) -> Json:
             )
         check, what = KINDS[known[name]]
         if value is not None and not check(value):
-            raise FrameError("invalid_value", f"`{name}` is {str(value)[:60]!r}; it must be {what}", param=name)
+            raise FrameError("invalid_value", f"`{name}` is {shown(value)}; it must be {what}", param=name)
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -174,3 +179,13 @@ def error_frame(error: BaseException, own: str | int | None, run: str | None) ->
         problem = problem_of(error)
         code, message, param = problem.code or "invalid_value", problem.detail, problem.param
     return {"event": "error", "id": own, "run": run, "code": code, "message": message, "param": param}
+
+
+def client_frame(text: str | bytes, limit: int) -> Frame | Json:
+    """A client's frame, or the error frame that answers it."""
+    document: object = None
+    try:
+        document = parse_frame(text, limit)
+        return read_frame(document)
+    except FrameError as error:
+        return error_frame(error, client_id(document), None)

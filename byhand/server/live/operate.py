@@ -48,9 +48,12 @@ def until_of(llm: LLM, said: Json) -> Until:
     return Until(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
-def prompt_ids(llm: LLM, fields: Json) -> list[int]:
-    """The ids of a prompt or of messages."""
-    return llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
+def beginning_of(llm: LLM, fields: Json) -> tuple[SamplingParams, list[int], list[Json]]:
+    """What a run begins with: its settings, and the ids and tokens of a prompt or of messages."""
+    params = params_of(llm, fields.get("params", {}))
+    ids = llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
+    llm.engine.grammars.check(params)
+    return params, ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
 
 
 # Runs come and go.
@@ -59,10 +62,8 @@ def prompt_ids(llm: LLM, fields: Json) -> list[int]:
 async def start(session: Session, frame: Frame, handle: Handle) -> None:
     """A run: prefilled and paused."""
     llm, fields = session.worker.llm, frame.fields
-    params = params_of(llm, fields.get("params", {}))
     top = fields.get("top", TOP)
-    ids = await asyncio.to_thread(prompt_ids, llm, fields)
-    tokens = [token_to_json(llm.tokenizer.token(token)) for token in ids]
+    params, ids, tokens = await asyncio.to_thread(beginning_of, llm, fields)
     if params.seed is None:
         from byhand.sampling.dice import fresh_seed
 
@@ -275,7 +276,7 @@ async def set_params(session: Session, frame: Frame, handle: Handle) -> None:
     said = {name: value for name, value in frame.fields["params"].items() if value is not None}
     if said.get("n", 1) != 1:
         raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
-    checked = SamplingParams.from_json(said)
+    checked = await asyncio.to_thread(SamplingParams.from_json, said)
     ticket = handle.steered()
     await _wait(ticket.set({name: getattr(checked, name) for name in said}))
     params = await _wait(ticket.look(lambda _, run: run.params.to_json()))

@@ -16,8 +16,9 @@ from byhand.engine.worker import Steered, Worker
 from byhand.errors import NotServing, RecordError
 from byhand.jsonable import step_to_json, usage_to_json
 from byhand.server.live import operate, views
-from byhand.server.live.frames import WITHOUT_RUN, Frame, FrameError, client_id, error_frame, parse_frame, read_frame
+from byhand.server.live.frames import WITHOUT_RUN, Frame, FrameError, client_frame, error_frame
 from byhand.server.live.outbox import Outbox
+from byhand.server.service import beside
 from byhand.types import Position
 
 if TYPE_CHECKING:
@@ -85,13 +86,14 @@ class Session:
 
     async def receive(self, text: str | bytes) -> None:
         """Take one frame; what is wrong with it becomes an error frame. Returns as soon as it is under way."""
-        document: object = None
+        frame = await beside(len(text), lambda: client_frame(text, self.limits.body_bytes))
+        if not isinstance(frame, Frame):
+            self.outbox.put(frame)
+            return
         try:
-            document = parse_frame(text, self.limits.body_bytes)
-            frame = read_frame(document)
             handle = self._handle_for(frame)
         except FrameError as error:
-            self.outbox.put(error_frame(error, client_id(document), None))
+            self.outbox.put(error_frame(error, frame.id, None))
             return
         await self._room.acquire()
         task = self.loop.create_task(self._carry_out(frame, handle))
