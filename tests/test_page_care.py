@@ -96,6 +96,19 @@ def test_an_early_record_says_nothing_about_the_servers_vocabulary(reader: Reade
     check_numbers(reader)
 
 
+def test_only_what_was_read_is_said_to_be(reader: Reader) -> None:
+    moral = reader.visit().start(PROMPT).step(2).page.locator("#read .moral")
+    expect(moral).to_contain_text("The next pass reads it, too")
+    reader.press("Shift+ArrowLeft")
+    expect(moral).to_contain_text("It is the one that is kept")
+    reader.press("Escape")
+    reader.step()
+    reader.press("Shift+ArrowLeft")
+    expect(moral).to_contain_text("the model read it, too")
+    reader.press("Escape", "ArrowLeft")
+    expect(moral).to_contain_text("The prediction after the last token")
+
+
 # Whose it is.
 
 
@@ -353,6 +366,34 @@ def test_the_newest_answer_stands_above_the_place_to_write(server: Running, open
         assert reader.page.evaluate("() => scrollY") == 0
 
 
+def test_messages_that_are_left_out_can_be_had_back(reader: Reader) -> None:
+    page = reader.visit().page
+    page.click("#view-chat")
+    for question in ("Name a color.", "Count from one to five."):
+        ask(reader, question)
+    words = page.locator(".message .words")
+    before, undo = words.all_inner_texts(), page.locator("#chat-undo")
+    expect(undo).to_be_hidden()
+
+    def edit() -> None:
+        page.get_by_role("button", name="edit message 1", exact=True).click()
+        page.get_by_role("button", name="Send again").click()
+
+    for leave_out in (
+        page.get_by_role("button", name="New chat").click,
+        page.get_by_role("button", name="regenerate message 2").click,
+        edit,
+    ):
+        leave_out()
+        expect(page.locator("#chat-send")).to_have_text("Send")
+        reader.rest()
+        assert words.count() < 4
+        undo.click()
+        assert words.all_inner_texts() == before
+        expect(undo).to_be_hidden()
+    expect(page.get_by_role("button", name="in the strip")).to_have_count(2)
+
+
 def test_answers_can_be_opened_after_a_reload(reader: Reader) -> None:
     page = reader.visit().page
     page.click("#view-chat")
@@ -365,6 +406,7 @@ def test_answers_can_be_opened_after_a_reload(reader: Reader) -> None:
         assert page.locator(".message.assistant .words").all_inner_texts() == words
         page.get_by_role("button", name=f"open message {2 * index + 2} in the strip").click()
         expect(page.locator("#next .candidate").first).to_be_visible()
+        expect(page.locator("header")).to_be_in_viewport()
         assert "".join(reader.tokens).removesuffix("</s>").endswith(visible(words[index]))
 
 
@@ -459,3 +501,10 @@ def test_a_damaged_link_is_told_and_the_page_still_opens(reader: Reader) -> None
     expect(reader.page.locator("#model meter")).to_be_visible()
     expect(reader.page.locator("#banner .error")).to_be_visible()
     expect(reader.page.locator("#model .badge")).to_contain_text("a stored run")
+
+
+def test_without_a_clipboard_sharing_names_the_other_way(reader: Reader) -> None:
+    """A page that comes over plain http from another machine has none."""
+    reader.page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    reader.visit().page.click("#share")
+    expect(reader.page.locator("#banner .error")).to_contain_text("save the run as a file instead")

@@ -17,7 +17,7 @@ function textOf(run) {
 
 export class Chat {
   constructor(store, controller, headers) {
-    Object.assign(this, { store, controller, headers, node: byId('chat-view'), messages: [], asking: null, editing: null });
+    Object.assign(this, { store, controller, headers, node: byId('chat-view'), messages: [], past: [], asking: null, editing: null });
     this.build();
   }
 
@@ -30,8 +30,9 @@ export class Chat {
     this.sendButton = el('button', { type: 'button', class: 'strong', id: 'chat-send', onclick: () => (this.asking ? this.stop() : this.send()), text: 'Send' });
     this.template = el('details', { class: 'template', id: 'template' }, el('summary', { text: 'The prompt that the model reads' }), el('pre', { tabindex: '0', 'aria-label': 'rendered template' }));
     this.template.addEventListener('toggle', () => this.showTemplate());
+    this.undoButton = el('button', { type: 'button', id: 'chat-undo', onclick: () => this.undo(), text: '↶ Undo', title: 'the chat as it was before messages were left out' });
     const fresh = button('New chat', () => this.clear());
-    this.compose = el('div', { class: 'compose' }, this.field, el('div', { class: 'row' }, this.sendButton, fresh));
+    this.compose = el('div', { class: 'compose' }, this.field, el('div', { class: 'row' }, this.sendButton, fresh, this.undoButton));
     this.node.append(this.empty, this.list, this.template, this.compose);
   }
 
@@ -60,7 +61,19 @@ export class Chat {
 
   clear() {
     this.stop();
-    this.messages = [];
+    this.cut(0);
+    this.draw();
+  }
+
+  /** Leave out the messages from here on. They can be had back. */
+  cut(length) {
+    if (length < this.messages.length) this.past.push(this.messages);
+    this.messages = this.messages.slice(0, length);
+  }
+
+  undo() {
+    this.messages = this.past.pop() ?? this.messages;
+    this.editing = null;
     this.draw();
   }
 
@@ -121,7 +134,7 @@ export class Chat {
   /** Leave out this message and all after it, and answer anew. */
   regenerate(index) {
     if (this.asking) return null;
-    this.messages = this.messages.slice(0, index);
+    this.cut(index);
     return this.answer();
   }
 
@@ -133,7 +146,8 @@ export class Chat {
 
   async edited(index, content) {
     const { role } = this.messages[index];
-    this.messages = [...this.messages.slice(0, index), { role, content }];
+    this.cut(index);
+    this.messages.push({ role, content });
     this.editing = null;
     if (role === 'user') await this.answer();
     else this.draw();
@@ -164,6 +178,7 @@ export class Chat {
     const isFollowed = this.isFollowed();
     this.empty.hidden = this.messages.length > 0;
     this.sendButton.textContent = this.asking ? 'Stop' : 'Send';
+    this.undoButton.hidden = !this.past.length || Boolean(this.asking);
     this.list.replaceChildren(...this.messages.map((message, index) => this.item(message, index)));
     this.shown = null;
     this.render(this.store.state);

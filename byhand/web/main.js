@@ -130,12 +130,13 @@ function renderFrame(state) {
   fill(byId('banner'), JSON.stringify([state.connection, state.message]), () => bannerNodes(state));
   const run = state.view === 'chat' ? chat.lastRun(state) : shown(state);
   fill(byId('model'), JSON.stringify([state.view, state.model?.digest, run?.tokens.length, run?.source, run?.name, run?.isOrphan]), () => modelNodes(state));
-  const isChatNew = state.view === 'chat' && byId('chat-view').hidden;
+  const [isChatNew, isStripNew] = ['chat', 'strip'].map((view) => state.view === view && byId(`${view}-view`).hidden);
   for (const view of ['strip', 'chat']) {
     byId(`${view}-view`).hidden = state.view !== view;
     byId(`view-${view}`).setAttribute('aria-pressed', String(state.view === view));
   }
   if (isChatNew) chat.follow();
+  if (isStripNew) scrollTo(0, 0);
   // A chat's answers are saved and shared from the strip, where one of them is open.
   for (const id of ['crank', 'save', 'share']) byId(id).hidden = state.view !== 'strip';
 }

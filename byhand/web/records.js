@@ -71,6 +71,7 @@ export class Records {
 
   share() {
     return this.attempt(async () => {
+      if (!navigator.clipboard) throw new Error('browsers give a page the clipboard only over https or on the same machine: save the run as a file instead');
       const [record, readings] = [await this.record(), plain(this.run.readings)];
       let packed = await pack({ record, readings });
       if (packed.length > LONGEST_LINK) packed = await pack({ record, readings: [] });

@@ -89,7 +89,8 @@ const byPosition = (readings) => Object.fromEntries(readings.map((reading) => [r
 function hello(state, { model, limits }) {
   const settings = state.current ? state.settings : { ...model.suggested, ...state.said };
   const message = state.message?.code === 'offline' ? null : state.message;
-  return { ...state, model, limits, connection: 'live', settings, message };
+  const machine = state.model?.digest === model.digest ? state.machine : null;
+  return { ...state, model, limits, connection: 'live', settings, message, machine, tree: null };
 }
 
 function started(state, frame) {
