@@ -7,6 +7,7 @@ checkpoint's own sampling defaults. The report says so.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -23,6 +24,9 @@ from byhand.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# What the extra `verify` holds.
+REQUIREMENT = "transformers>=5.0"
 
 # A step whose best two candidates are closer than this (nats) may fall either way by rounding alone.
 TIE_MARGIN = 1e-4
@@ -270,7 +274,9 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise MissingExtra("verify needs transformers, the judge", hint="pip install 'byhand[verify]'") from None
+        # Into the Python that runs this, by the package's own name: so it works from any folder, checkout or wheel.
+        hint = f"{sys.executable} -m pip install '{REQUIREMENT}'"
+        raise MissingExtra("verify needs transformers, the judge", hint=hint) from None
     return transformers
 
 

@@ -26,7 +26,7 @@ from byhand.engine.worker import Worker
 from byhand.record import Record
 from byhand.server.live import Live
 from byhand.server.live.session import Session
-from tests.serving import until
+from tests.serving import serve, until
 
 PROMPT = "the quick brown fox"
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -620,11 +620,20 @@ def _sessions(served: Served) -> list[Any]:
 # The documentation.
 
 
-def test_the_example_in_the_docs_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_in_the_docs_waits_and_runs(embedded: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[1] / "docs" / "live.md"
     [code] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(code.strip().splitlines()) <= 32
-    exec(compile(code.replace("ws://127.0.0.1:8000/live", served.url), str(page), "exec"), {"__name__": "__main__"})
+    assert len(code.strip().splitlines()) <= 42
+
+    def slow() -> LLM:
+        time.sleep(0.5)
+        return embedded
+
+    running = serve(slow)
+    try:
+        exec(compile(code.replace(":8000", f":{running.port}"), str(page), "exec"), {"__name__": "__main__"})
+    finally:
+        running.stop()
     printed = capsys.readouterr().out
     assert "forked" in printed
     assert "paused" in printed

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 from byhand import LLM, BadRequest, MissingExtra
-from byhand.verify import TIE_MARGIN, Row, verify
+from byhand.verify import REQUIREMENT, TIE_MARGIN, Row, verify
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.conftest import tiny_llama, write_tokenizer
 
@@ -75,8 +77,14 @@ def test_a_tie_is_told_from_a_bug() -> None:
 
 def test_no_transformers_is_one_sentence(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(MissingExtra, match=r"verify needs transformers.*pip install 'byhand\[verify\]'"):
+    with pytest.raises(MissingExtra) as caught:
         verify(llm, PROMPTS)
+    command = f"{sys.executable} -m pip install 'transformers>=5.0'"
+    assert str(caught.value) == f"verify needs transformers, the judge ({command})"
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert extras["verify"] == [REQUIREMENT]
 
 
 def test_bad_max_tokens(llm: LLM) -> None:
