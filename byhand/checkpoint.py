@@ -222,6 +222,13 @@ def _open_hub(repo_id: str, revision: str | None, weights: bool) -> Checkpoint:
     return open_folder(fetch(repo_id, revision), repo_id)
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a model's name is none of this machine's files or folders, but may be one of the hub's."""
+    if isinstance(source, Path) or Path(source).expanduser().exists():
+        return False
+    return HUB_ID.fullmatch(source) is not None and not source.endswith(".safetensors")
+
+
 def open_checkpoint(
     source: str | Path | None = None, revision: str | None = None, *, weights: bool = True
 ) -> Checkpoint:
@@ -237,6 +244,6 @@ def open_checkpoint(
         raise BadRequest(f"revision is {revision!r}, but {source} is on this machine", param="revision")
     if is_here:
         return _open_local(path, weights)
-    if isinstance(source, Path) or not HUB_ID.fullmatch(source) or source.endswith(".safetensors"):
+    if not is_hub_id(source):
         raise CheckpointNotFound(f"{source} does not exist: no such folder or file")
-    return _open_hub(source, revision, weights)
+    return _open_hub(str(source), revision, weights)

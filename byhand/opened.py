@@ -90,6 +90,8 @@ class Opened:
             pages = _default_pages(self.context_length, page_bytes)
         else:
             pages = -(-positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
+            if self.model.device.type == "cpu":
+                _check_memory(pages, page_bytes)
         cache = KVCache(specs, pages, device=self.model.device, dtype=dtype)
         root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
@@ -198,7 +200,23 @@ def _cache_dtype(name: str) -> torch.dtype:
     return CACHE_DTYPES[name]
 
 
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _default_pages(context_length: int, page_bytes: int) -> int:
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    affordable = int(free * MEMORY_SHARE) // page_bytes
+    affordable = int(_memory() * MEMORY_SHARE) // page_bytes
     return max(1, min(CONTEXTS_CACHED * -(-context_length // PAGE_SIZE), affordable))
+
+
+def _check_memory(pages: int, page_bytes: int) -> None:
+    """Refuse a cache that can never fit: the system would end the process when it is written, without a word."""
+    needed, there = pages * page_bytes, _memory()
+    if needed > there:
+        raise BadRequest(
+            f"a cache of {pages * PAGE_SIZE:,} tokens takes {needed / 1e9:.1f} GB, and this machine has "
+            f"{there / 1e9:.1f} GB of memory",
+            hint=f"`cache_tokens`, --cache-tokens, must be less than {there // page_bytes * PAGE_SIZE}",
+            param="cache_tokens",
+        )

@@ -61,7 +61,7 @@ class PagePool:
         else:
             raise OutOfPages(
                 f"the KV cache is full: all {self.num_pages} pages of {self.page_size} tokens are in use",
-                hint="open the model with a larger cache_tokens, or let go of some runs",
+                hint="open the model with a larger cache_tokens (--cache-tokens), or let go of some runs",
             )
         self._holders[page] = 1
         return page

@@ -342,12 +342,6 @@ def test_ctrl_c_is_an_interruption(process: Process) -> None:
     assert not any("Traceback" in line for line in process.said)
 
 
-def test_a_taken_port_is_a_sentence(process: Process) -> None:
-    second = byhand_serve("--port", str(process.port), ready=False)
-    assert second.wait() == 2
-    assert any("cannot be listened on" in line for line in second.said), second.said
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -357,7 +351,6 @@ def test_a_taken_port_is_a_sentence(process: Process) -> None:
         (["--limit-running", "0"], "the limit `running` is 0"),
         (["--grace", "-1"], "--grace is -1"),
         (["--allow-origin", "example.com"], "is no origin"),
-        (["--model", "no/such/folder"], "no/such/folder"),
     ],
 )
 def test_flags_are_checked(arguments: list[str], sentence: str) -> None:

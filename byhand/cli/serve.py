@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from byhand.checkpoint import EMBEDDED
+from byhand.checkpoint import EMBEDDED, is_hub_id, open_checkpoint
 from byhand.cli.options import Commands, UsageError, add_model_options, integer, model_name
 from byhand.cli.talk import INTERRUPTED, open_model, talk
 from byhand.engine.limits import Limits
+from byhand.lookalikes import check_architecture
 
 if TYPE_CHECKING:
+    import socket
+    from concurrent.futures import Future
+
     from byhand import LLM
-    from byhand.engine.worker import Worker
     from byhand.server.guard import Rules
 
 LOGS = ("none", "text", "json")
@@ -125,45 +131,65 @@ def opened_warm(arguments: argparse.Namespace) -> LLM:
 
 def command(arguments: argparse.Namespace) -> int:
     """Serve until a signal says otherwise."""
-    limits = limits_from(arguments)
-    rules = rules_from(arguments, limits)
-    name = served_name(arguments)
+    with _going_at_once():
+        limits = limits_from(arguments)
+        rules = rules_from(arguments, limits)
+        name = served_name(arguments)
+        check_model(arguments)
+        from byhand.server.listening import listen, url_of
+
+        sockets = listen(arguments.host, arguments.port)
+        url = url_of(sockets[0])
+        talk(f"starting at {url}: opening {name}")
+        return _serve(arguments, limits, rules, name, sockets, url)
+
+
+def check_model(arguments: argparse.Namespace) -> None:
+    """Refuse now what lies on this machine and cannot be opened; the hub is asked when the server listens."""
+    source = model_name(arguments)
+    if source is None or not is_hub_id(source):
+        checkpoint = open_checkpoint(source, arguments.revision)
+        check_architecture(checkpoint.folder, checkpoint.config)
+
+
+@contextmanager
+def _going_at_once() -> Iterator[None]:
+    """SIGTERM ends what only starts: nothing runs yet that could come to its end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _serve(
+    arguments: argparse.Namespace, limits: Limits, rules: Rules, name: str, sockets: list[socket.socket], url: str
+) -> int:
     from byhand.engine.worker import Worker
     from byhand.server import log
-
-    log.set_up(arguments.log)
-    worker = Worker(lambda: opened_warm(arguments), limits)
-    worker.opened.add_done_callback(lambda opened: talk("ready") if opened.exception() is None else None)
-    try:
-        return _serve(arguments, worker, name, rules)
-    finally:
-        worker.close()
-
-
-def _why(failed: BaseException) -> str:
-    """What the system says of an address, without the traceback that led to it."""
-    cause = failed.__context__
-    if not isinstance(cause, OSError):
-        return "it may be in use"
-    known = cause.errno is not None and cause.errno > 0
-    return (os.strerror(cause.errno) if known else cause.strerror or "it may be in use").lower()  # type: ignore[arg-type]
-
-
-def _serve(arguments: argparse.Namespace, worker: Worker, name: str, rules: Rules) -> int:
-    import signal
-    from contextlib import nullcontext
-
     from byhand.server.life import Server, Settings
     from byhand.server.line import LiveLine
 
-    settings = Settings(arguments.host, arguments.port, arguments.grace)
-    server = Server(worker, name, rules, settings, lambda url: talk(f"serving {name} at {url} (Ctrl-C stops)"))
-    with LiveLine(worker) if arguments.log == "none" else nullcontext():
-        try:
-            server.run()
-        except SystemExit as failed:  # uvicorn's way to say that it cannot bind
-            raise UsageError(f"{arguments.host}:{arguments.port} cannot be listened on: {_why(failed)}") from None
+    log.set_up(arguments.log)
+    worker = Worker(lambda: opened_warm(arguments), limits)
+
+    def opened(model: Future[LLM]) -> None:
+        if model.exception() is None and worker.state == "ready":
+            talk(f"serving {name} at {url} (Ctrl-C stops)")
+
+    try:
+        server = Server(worker, name, rules, Settings(arguments.host, arguments.port, arguments.grace))
+        worker.opened.add_done_callback(opened)
+        with LiveLine(worker) if arguments.log == "none" else nullcontext():
+            server.run(sockets)
+    finally:
+        worker.close()
+    code = INTERRUPTED if server.signals and server.signals[0] == signal.SIGINT else 0
+    if not worker.opened.done():
+        talk(f"stopped before {name} was open")
+        sys.stderr.flush()
+        os._exit(code)  # the worker is inside libraries that would not survive an interpreter that ends around them
     if worker.failure is not None:
         raise worker.failure
     print(end="", file=sys.stderr, flush=True)
-    return INTERRUPTED if server.signals and server.signals[0] == signal.SIGINT else 0
+    return code

@@ -59,7 +59,7 @@ class Pager:
         """What to say when not even the oldest run finds room."""
         return OutOfPages(
             f"the KV cache of {self.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
-            hint="open the model with a larger cache_tokens, or let go of some runs",
+            hint="open the model with a larger cache_tokens (--cache-tokens), or let go of some runs",
         )
 
     def _writable(self, page: int) -> int:

@@ -217,7 +217,8 @@ class Worker:
         self.limits.check("total_tokens", length + (params.max_tokens or 0), param="max_tokens")
         if length > turns.longest():
             message = f"the prompt has {length} tokens; one run of this server may hold {turns.longest()} (pages)"
-            raise LimitExceeded(message, param="prompt")
+            way = "a server started with a larger --cache-tokens, or --limit-pages if it has one, holds more"
+            raise LimitExceeded(message, param="prompt", hint=way)
         room = turns.engine.context_length - length
         if room < 0:
             raise PromptTooLong(f"the prompt is {-room} tokens longer than what the model reads", param="prompt")

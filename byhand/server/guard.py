@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hmac
 import ipaddress
+import reprlib
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -48,6 +49,14 @@ def split_host(netloc: str) -> tuple[str, int | None] | None:
     except ValueError:
         return None
     return (parts.hostname, port) if parts.hostname else None
+
+
+def _foreign_host(hosts: list[str]) -> str:
+    if len(hosts) != 1:
+        return f"a request has one Host header; this one has {len(hosts)}"
+    named = split_host(hosts[0])
+    way = f"; start it with --allow-host {named[0]} to let it be called so" if named else ""
+    return f"the Host header, {reprlib.repr(hosts[0])}, does not name this server{way}"
 
 
 def is_loopback(host: str) -> bool:
@@ -155,9 +164,10 @@ class Guard:
             raise ApiError(431, f"the head is larger than {HEAD_BYTES} bytes", code="head_too_large")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.rules.allows_host(hosts[0]):
-            raise ApiError(403, "the Host header does not name this server", code="foreign_host")
+            raise ApiError(403, _foreign_host(hosts), code="foreign_host")
         if origin is not None and not self.rules.allows_origin(origin, hosts[0]):
-            raise ApiError(403, "pages of this origin may not use this server", code="foreign_origin")
+            way = "start it with --allow-origin and the page's own to let them"
+            raise ApiError(403, f"pages of this origin may not use this server; {way}", code="foreign_origin")
         path = scope["path"]
         is_page = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
         is_open = scope["type"] == "http" and (is_page or self._is_preflight(scope, headers))

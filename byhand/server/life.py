@@ -6,7 +6,6 @@ While it drains the server still answers, with 503: a load balancer hears it, an
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import uvicorn
 from byhand.engine.worker import Worker
 from byhand.server.app import create_app
 from byhand.server.guard import Rules
+from byhand.server.listening import url_of
 from byhand.server.live import Live
 from byhand.server.metrics import Metrics
 from byhand.server.protocol import TimedProtocol
@@ -70,21 +70,10 @@ class Server(uvicorn.Server):
         }
         super().__init__(uvicorn.Config(self.app, **{**given, **options}))
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
     async def startup(self, sockets: Any = None) -> None:
-        """Bind, and say where; whoever called says it when that fails."""
-        talk = logging.getLogger("uvicorn.error")
-        talk.disabled = True
-        try:
-            await super().startup(sockets)
-        finally:
-            talk.disabled = False
-        self._ready(self.url)
+        """Listen, and say where."""
+        await super().startup(sockets)
+        self._ready(url_of(self.servers[0].sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note a signal; the next tick acts on it. uvicorn would die of it in the end, instead of exiting with 0."""
@@ -95,8 +84,10 @@ class Server(uvicorn.Server):
         self.signals.append(signal.SIGTERM)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: is it time to drain, or to go?"""
+        """Ten times a second: is it time to drain, or to go? A model that is still being opened holds nobody up."""
         await super().on_tick(counter)
+        if self.signals and not self.worker.opened.done():
+            return True
         if self.signals and self._ending is None:
             self._ending = asyncio.create_task(self._end())
         if len(self.signals) > 1 or self.worker.state == "failed":
