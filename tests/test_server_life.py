@@ -26,6 +26,7 @@ from byhand import LLM, SamplingParams
 from byhand.cli import serve
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
+from byhand.engine.output import TextState
 from byhand.server.line import describe
 from tests.conftest import tiny_llama
 from tests.serving import Process, Running, byhand_serve, ended, served, until
@@ -216,11 +217,11 @@ def is_marked(arguments: tuple[Any, ...]) -> bool:
     """Whether a call belongs to the request under test, which says FAULT and takes the best 37."""
     texts = (value for value in arguments if isinstance(value, str))
     settings = (value for value in arguments if isinstance(value, SamplingParams))
-    stops = (getattr(value, "_stop", ()) for value in arguments)
+    states = (value for value in arguments if isinstance(value, TextState))
     return (
         any("FAULT" in text for text in texts)
         or any(params.top_k == 37 for params in settings)
-        or any(stop == ("FAULT",) for stop in stops)
+        or any(state._matcher.stops == ("FAULT",) for state in states)
     )
 
 
@@ -230,7 +231,7 @@ def is_marked(arguments: tuple[Any, ...]) -> bool:
         ("byhand.text.tokenizer.Tokenizer.encode", True),
         ("byhand.llm.LLM.render_chat", False),
         ("byhand.engine.engine.choose", True),
-        ("byhand.engine.state.TextState.push", True),
+        ("byhand.engine.output.TextState.push", True),
         ("byhand.server.chat.chat_step", False),
         ("byhand.server.sse.compact", False),
     ],
