@@ -90,6 +90,18 @@ def test_foreign_hosts_and_origins_reach_no_route(server: Running, method: str) 
                 assert answer.error["code"] in ("foreign_host", "foreign_origin")
 
 
+@pytest.mark.parametrize(
+    ("header", "flag"),
+    [
+        ({"Host": "box.example:8000"}, "--allow-host box.example "),
+        ({"Host": "a b"}, "does not name this server"),
+        ({"Origin": "https://page.example"}, "--allow-origin"),
+    ],
+)
+def test_a_refusal_names_the_flag_that_lets_in(server: Running, header: dict[str, str], flag: str) -> None:
+    assert flag in server.ask("GET", "/v1/models", None, header).error["message"]
+
+
 def test_doubled_and_missing_hosts(server: Running) -> None:
     for hosts in (b"", b"Host: 127.0.0.1\r\nHost: evil.example\r\n"):
         assert server.raw(b"GET /health HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n").startswith(
