@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,31 @@ def test_reading_step_and_run_have_rich_views(notebook: Any) -> None:
     for source in ("reading\n", "run.steps[-1]", "for step in run:\n    pass"):
         cells = [cell for cell in notebook.cells if (cell.source + "\n").startswith(source)]
         assert "text/html" in cells[0].outputs[-1].data, source
+
+
+def test_it_ends_with_a_server_that_types(notebook: Any) -> None:
+    said = "".join(output.text for output in results(notebook, "connect(address)") if output.output_type == "stream")
+    story, told = said.split("\n\n")[-2:]
+    found = re.fullmatch(r"(\d+) pieces: the first after (\d+) ms, the last after (\d+) ms\n", told)
+    assert found is not None
+    pieces, first, last = map(int, found.groups())
+    assert 20 <= pieces <= 60
+    assert 0 < first < last
+    assert len(story) > pieces
+    assert "'length'" in text_of(notebook, "connect(address)") or "'stop'" in text_of(notebook, "connect(address)")
+    ended = [cell.source for cell in notebook.cells if cell.cell_type == "code"][-1]
+    assert ended == "server.shutdown()"
+
+
+def test_the_extra_holds_what_the_notebook_imports() -> None:
+    project = tomllib.loads((LESSONS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["notebook"]]
+    named = {name for need in wanted for name in re.findall(r"^byhand\[([\w,]+)\]", need) for name in name.split(",")}
+    wanted += [need for name in named for need in extras[name]]
+    installed = {re.split(r"[^\w-]", need)[0] for need in wanted} | {"byhand", *sys.stdlib_module_names}
+    book = nbformat.read(LESSONS / "manual_inference.ipynb", as_version=4)
+    source = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported - installed == set()
+    assert {"ipykernel", "jupyterlab"} <= installed
