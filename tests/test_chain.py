@@ -195,11 +195,20 @@ def test_broken_logits_are_told(bad: float) -> None:
         look(torch.stack([random_logits(1), logits]), 3)
 
 
+NONE_LEFT = "leaves no token that may come next (1 generated so far)"
 UNABLE = [
-    ({"allowed_ids": [4], "banned_ids": [4]}, "banned_ids", "`banned_ids` (4) leaves no token that may come next"),
-    ({"banned_ids": range(300)}, "banned_ids", "`banned_ids` (300 tokens) leaves no token that may come next"),
+    (
+        {"allowed_ids": [4], "banned_ids": [4]},
+        "banned_ids",
+        f"`banned_ids` (4) {NONE_LEFT}; `allowed_ids` before it had left 1",
+    ),
+    ({"banned_ids": range(300)}, "banned_ids", f"`banned_ids` (300 tokens) {NONE_LEFT}"),
     ({"banned_ids": [1, 300]}, "banned_ids", "`banned_ids` names token 300; this model's ids end at 299"),
-    ({"allowed_ids": [2], "min_tokens": 5}, "allowed_ids", "`allowed_ids` (2) leaves no token that may come next"),
+    (
+        {"allowed_ids": [2], "min_tokens": 5},
+        "allowed_ids",
+        f"`allowed_ids` (2) {NONE_LEFT}; `min_tokens` before it had left 299",
+    ),
 ]
 
 
@@ -279,7 +288,7 @@ OWN = [
     (shorter, "the stage `shorter` returned shape (299,); it must return a tensor of shape (300,)"),
     (Named(), "the stage `Named` returned list; it must return a tensor of shape (300,)"),
     (broken, "the stage `broken` failed: KeyError: 'oops'"),
-    (hole, "`hole` (a stage of yours) leaves no token that may come next"),
+    (hole, f"`hole` (a stage of yours) {NONE_LEFT}"),
     (hot, "`hot` (a stage of yours) gives NaN or +inf; only -inf may mean removed"),
     (nowhere, "`nowhere` (a stage of yours) gives NaN or +inf; only -inf may mean removed"),
 ]

@@ -238,6 +238,26 @@ def test_flags(refuse: Run, flags: list[str], sentence: str) -> None:
     assert sentence in refuse("run", "x", *flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--regex", "[a&&b]"], "`regex` cannot be followed: no text fits it"),
+        (["--regex", "one", "--banned-ids", "1"], "ends a run by the end-of-sequence token, which `banned_ids` takes"),
+        (["--choices", "one", "--allowed-ids", "1,2"], "`choices` and `allowed_ids` leave no token to begin with"),
+    ],
+)
+def test_constraints_that_cannot_be_followed(refuse: Run, tiny_folder: Path, flags: list[str], sentence: str) -> None:
+    assert sentence in run_on(refuse, tiny_folder, *flags)
+
+
+def test_a_dead_end_of_a_run(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--regex", "one", "--min-tokens", "9", "--max-tokens", "20"]
+    assert main(["run", "x", "--model", str(tiny_folder), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "one\n"
+    assert err.startswith("byhand: `regex` and `min_tokens` leave no token that may follow 'one' (")
+
+
 def test_other_commands_flags(refuse: Run, tmp_path: Path) -> None:
     assert "--top is 0" in refuse("read", "x", "--top", "0")
     assert "--top is 0" in refuse("step", "x", "--top", "0")

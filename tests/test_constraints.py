@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from byhand import LLM, SamplingParams
 from byhand.errors import BadRequest
 from byhand.record import replay
-from byhand.sampling.constraints import Grammars
+from byhand.sampling import chain
+from byhand.sampling.constraints import Grammars, constraint_of
+from byhand.sampling.schemas import without_dead_ends
+from byhand.sampling.stages import History
+from byhand.types import Token
 
 PET = {
     "type": "object",
@@ -163,6 +169,12 @@ def test_a_forced_token_outside_the_language_is_told(embedded: LLM) -> None:
         ({"json_schema": {"not": {}}}, 'Unimplemented keys: ["not"]'),
         ({"json_schema": {"$ref": "http://example.com/x"}}, "does not fetch"),
         ({"json_schema": {"enum": ["a"], "type": "integer"}}, "Unsatisfiable"),
+        ({"json_schema": {"$ref": "#"}}, "`json_schema` cannot be followed: it refers to itself, and no value is ever"),
+        ({"regex": "[a&&b]"}, "`regex` cannot be followed: no text fits it"),
+        ({"regex": "[^\\s\\S]x"}, "`regex` cannot be followed: no text fits it"),
+        ({"choices": ["a", "\ud800"]}, "`choices` cannot be followed: it holds half of a surrogate pair"),
+        ({"regex": "\udfff"}, "`regex` cannot be followed: it holds half of a surrogate pair"),
+        ({"json_schema": {"const": "\ud800"}}, "`json_schema` cannot be followed: it holds half of a surrogate pair"),
         ({"json_schema": "[1]"}, "`json_schema` is '[1]'; it must be a JSON schema: an object, or its text"),
         ({"json_schema": {"const": float("nan")}}, "`json_schema` is {'const': nan}; it must be a JSON schema"),
         ({"choices": ["a", ""]}, "`choices` holds ''"),
@@ -222,3 +234,188 @@ def test_a_record_under_a_constraint_is_checked(embedded: LLM) -> None:
     list(run)
     assert SamplingParams.from_json(json.loads(json.dumps(run.params.to_json()))) == run.params
     assert replay(run.record(), embedded) == []
+
+
+# Schemas that a writer could break off at.
+
+
+def named(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+NUMBER: dict[str, Any] = {"type": "integer", "maximum": 9, "minimum": 0}
+TAKEN = {
+    "one name": named({"id": NUMBER}, patternProperties={"^id$": NUMBER}),
+    "two names": named({"a": NUMBER, "b": NUMBER, "c": NUMBER}, patternProperties={"^(a|b)$": {"maximum": 3}}),
+    "a class": named({"a": NUMBER, "b": NUMBER}, patternProperties={"^[ab]$": {"maximum": 3}}),
+    "a name twice": named({"id": NUMBER}, patternProperties={"^id$": {"maximum": 5}, "^(?:id)$": {"minimum": 3}}),
+    "no name at all": named({"a": NUMBER}, patternProperties={r"^[^\s\S]$": NUMBER}),
+    "within": named(
+        {"o": {"type": "array", "maxItems": 3, "items": named({"i": NUMBER}, patternProperties={"^i$": {}})}}
+    ),
+    "of two": {"allOf": [named({"id": NUMBER}), {"type": "object", "patternProperties": {"^id$": {"maximum": 3}}}]},
+    "by reference": {
+        **named({"id": {"$ref": "#/$defs/~0n"}, "o": {"$ref": "#/$defs/o"}}),
+        "$defs": {"~n": NUMBER, "o": named({"id": NUMBER}, patternProperties={"^id$": {"maximum": 3}})},
+    },
+    "odd names": named({"a/b": NUMBER, "é": NUMBER}, patternProperties={"^(a/b|é)$": {"maximum": 3}}),
+}
+ENDLESS = {
+    "to itself": {**named({"a": NUMBER, "b": {"$ref": "#/$defs/b"}}), "$defs": {"b": {"$ref": "#/$defs/b"}}},
+    "in a round": {
+        **named({"a": NUMBER, "b": {"$ref": "#/$defs/b"}}),
+        "$defs": {"b": {"$ref": "#/$defs/c"}, "c": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1}},
+    },
+    "one of two": {
+        **named({"a": NUMBER, "b": {"anyOf": [{"$ref": "#/$defs/b"}, {"type": "null"}]}}),
+        "$defs": {"b": named({"b": {"$ref": "#/$defs/b"}}, required=["b"])},
+    },
+}
+
+
+def walked(grammars: Grammars, llm: LLM, schema: dict[str, Any], seed: int) -> str:
+    """A text that the grammar allows, over tokens at random; commas are liked."""
+    dice = random.Random(seed)
+    params = SamplingParams(json_schema=schema)
+    grammars.check(params)
+    key = constraint_of(params)
+    assert key is not None
+    ids: list[int] = []
+    while True:
+        allowed = [int(token) for token in np.flatnonzero(grammars.mask(key, ids))]
+        assert allowed, llm.detokenize(ids)
+        commas = [token for token in allowed if llm.tokenizer.token(token).bytes.endswith(b",")]
+        ids.append(dice.choice(commas or allowed))
+        if ids[-1] in llm.eos_ids or len(ids) > 200:
+            assert ids[-1] in llm.eos_ids
+            return llm.detokenize(ids)
+
+
+@pytest.mark.parametrize("schema", [*TAKEN.values(), *ENDLESS.values()], ids=[*TAKEN, *ENDLESS])
+def test_no_schema_leads_into_a_dead_end(embedded: LLM, schema: dict[str, Any]) -> None:
+    grammars = embedded.engine.grammars
+    texts = {walked(grammars, embedded, schema, seed) for seed in range(6)}
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "array", "prefixItems": [{"$ref": "#"}], "items": True, "minItems": 1},
+        {"anyOf": [{"$ref": "#"}, {"allOf": [{"type": "string"}, {"$ref": "#"}]}]},
+    ],
+)
+def test_a_schema_that_never_ends_is_refused(embedded: LLM, schema: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="`json_schema` cannot be followed"):
+        embedded.start(PROMPT, SamplingParams(json_schema=schema))
+
+
+def test_a_schema_without_dead_ends_is_left_as_it_is() -> None:
+    def never(_: dict[str, Any]) -> Any:
+        raise AssertionError
+
+    for schema in (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}}]}}},
+        {"$ref": "#/nowhere"},
+        {"$ref": "http://example.com/#"},
+        {"items": {"$ref": "#/prefixItems/0"}, "prefixItems": [{"type": "null"}]},
+        {"type": "array", "minItems": 1e999, "items": {"$ref": "#/const"}, "const": {}},
+    ):
+        text = json.dumps(schema)
+        assert json.loads(without_dead_ends(text, never) or "") == json.loads(text)
+
+
+# What is left when nothing may follow.
+
+
+def red_blue(llm: LLM) -> tuple[int, int]:
+    return llm.tokenizer.one_token(" red"), llm.tokenizer.one_token(" blue")
+
+
+def test_bans_that_leave_no_beginning_no_end_or_no_spelling_are_refused(embedded: LLM) -> None:
+    red, blue = red_blue(embedded)
+    digits = [embedded.tokenizer.one_token(str(digit)) for digit in range(10)]
+    [end] = embedded.eos_ids
+    everything = [token for token in range(embedded.vocab_size) if token != end]
+    for given, sentence in (
+        ({"regex": "a*", "banned_ids": [end]}, "`regex` ends a run by the end-of-sequence token, which `banned_ids` t"),
+        ({"json_object": True, "allowed_ids": [red]}, "end-of-sequence token, which `allowed_ids` takes away"),
+        ({"regex": "a+", "banned_ids": everything}, "`regex` and `banned_ids` leave no token to begin with"),
+        ({"regex": "[a-z]+", "allowed_ids": [end, *digits]}, "`regex` and `allowed_ids` leave no token to begin with"),
+        ({"choices": ["17", "2x"], "allowed_ids": [end, *digits]}, "cannot spell '2x' without the tokens that `allow"),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            embedded.start(PROMPT, SamplingParams(**given))
+        assert sentence in str(caught.value)
+    whole = embedded.generate(PROMPT, SamplingParams(choices=[" red"], allowed_ids=[end, red, blue]))
+    assert not isinstance(whole, list)
+    assert whole.text == " red"
+
+
+def test_a_dead_end_is_told_with_its_place_and_its_fields(embedded: LLM) -> None:
+    [end] = embedded.eos_ids
+    one = embedded.tokenizer.one_token("1")
+    two, three = embedded.tokenizer.one_token("2"), embedded.tokenizer.one_token("3")
+    for given, sentence in (
+        (
+            {"regex": "1+(2|3)", "banned_ids": [one, two, three, end]},
+            "`regex` ends a run",
+        ),
+        (
+            {"regex": "1(2|3)", "banned_ids": [two, three]},
+            "`regex` and `banned_ids` leave no token that may follow '1' (1 token)",
+        ),
+        (
+            {"regex": "1[12]{3}4", "allowed_ids": [one, end]},
+            "`regex` and `allowed_ids` leave no token that may follow '1111' (4 tokens)",
+        ),
+        (
+            {"regex": "11", "min_tokens": 5},
+            "`regex` and `min_tokens` leave no token that may follow '11' (2 tokens)",
+        ),
+        (
+            {"regex": "1{5}", "no_repeat_ngram_size": 2},
+            "`regex` and `no_repeat_ngram_size` leave no token that may follow '11' (2 tokens)",
+        ),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            list(embedded.start(PROMPT, SamplingParams(**given)))
+        assert str(caught.value).startswith(sentence)
+        assert caught.value.param == "regex"
+
+
+class Letters:
+    """A vocabulary of a few letters: most of what a grammar allows cannot be spelled with it."""
+
+    def token(self, token_id: int) -> Token:
+        return Token(token_id, "ab<"[token_id], b"ab<"[token_id : token_id + 1], special=token_id == 2)
+
+    def encode_continuation(self, text: str, *, parse_special: bool = True) -> list[int]:
+        return ["ab<".index(letter) for letter in text if letter in "ab<"]
+
+
+def test_a_vocabulary_that_cannot_spell_is_told() -> None:
+    grammars = Grammars(Letters(), 3, frozenset([2]))
+    for given, sentence in (
+        ({"choices": ["ab", "abc"]}, "`choices` cannot be followed: this vocabulary cannot spell 'abc'"),
+        ({"choices": ["a<"]}, "this vocabulary cannot spell 'a<'"),
+        ({"regex": "[c-z]b"}, "`regex` cannot be followed: this vocabulary has no token to begin it with"),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            grammars.check(SamplingParams(**given))
+        assert sentence in str(caught.value)
+    grammars.check(SamplingParams(choices=["ab"]))
+    with pytest.raises(BadRequest, match=r"`regex` leaves no token that may follow 'ab' \(2 tokens\)"):
+        chain.run_chain(
+            np.zeros(3, np.float32), History([0, 1], 0, frozenset([2]), grammars), SamplingParams(regex="abc")
+        )
+
+
+def test_what_grows_too_large_says_where(embedded: LLM) -> None:
+    objects = [{"properties": {f"{one}_{two}": {"type": "null"} for two in range(20)}} for one in range(80)]
+    wide = {"type": "array", "items": {"anyOf": [{"type": "object", **each} for each in objects]}, "minItems": 1}
+    with pytest.raises(BadRequest, match=r"`json_schema` became too large to follow, for a token that may follow '\["):
+        list(embedded.start(PROMPT, SamplingParams(json_schema=wide, max_tokens=40)))

@@ -219,6 +219,21 @@ def test_constraints_hold(server: Running) -> None:
         assert text in ('{"a":"x"}', '{"a":"y"}')
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_end_is_told_with_its_field(server: Running, embedded: LLM, stream: bool) -> None:
+    banned = [embedded.tokenizer.one_token(digit) for digit in "23"]
+    asked = {"response_format": {"type": "regex", "regex": "1(2|3)"}, "banned_ids": banned, "stream": stream}
+    answer = server.post("/v1/chat/completions", messages=CAT, **asked)
+    error = answer.events[-1]["error"] if stream else answer.error
+    assert (error["code"], error["param"]) == ("run_refused", "response_format")
+    assert error["message"] == "`regex` and `banned_ids` leave no token that may follow '1' (1 token)"
+    assert answer.status == (200 if stream else 400)
+    asked["banned_ids"] = list(embedded.eos_ids)
+    early = server.post("/v1/chat/completions", messages=CAT, **asked)
+    assert (early.status, early.error["code"], early.error["param"]) == (400, "invalid_grammar", "response_format")
+    assert "`regex` ends a run by the end-of-sequence token, which `banned_ids` takes away" in early.error["message"]
+
+
 def test_continuing_an_assistant_message(server: Running) -> None:
     messages = [*CAT, {"role": "assistant", "content": "Once upon a"}]
     asked = {"messages": messages, "continue_final_message": True}

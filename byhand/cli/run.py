@@ -102,8 +102,9 @@ def _follow(run: Run, view: View, interrupt: Interrupt, target: Path | None) -> 
     try:
         for step in until(run, interrupt):
             view.step(step)
-        view.end()
     finally:
+        if run.steps or run.finish_reason != "error":
+            view.end()
         if target is not None:
             run.record().save(target)
 

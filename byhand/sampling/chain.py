@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import exp, inf
 
 import numpy as np
@@ -79,13 +80,19 @@ def _own_stage(function: StageFunction, history: History, logits: Logits, params
     return vector(result)
 
 
-def _check(name: str, setting: str, logits: Logits) -> None:
+def _check(name: str, setting: str, logits: Logits, before: Sequence[Link], generated: int) -> None:
     """Refuse logits that nothing can be chosen from."""
     peak = logits.max()
     if peak > -inf and peak < inf:
         return
-    what = "leaves no token that may come next" if peak == -inf else "gives NaN or +inf; only -inf may mean removed"
-    raise BadRequest(f"`{name}` ({setting or 'a stage of yours'}) {what}", param=name if name in OFF else "stages")
+    told = f"`{name}` ({setting or 'a stage of yours'})"
+    if peak == -inf:
+        narrowed = [f"`{link.name}`" for one, link in pairwise(before) if link.kept < one.kept]
+        left = f"; {' and '.join(narrowed)} before it had left {before[-1].kept}" if narrowed else ""
+        message = f"{told} leaves no token that may come next ({generated} generated so far){left}"
+    else:
+        message = f"{told} gives NaN or +inf; only -inf may mean removed"
+    raise BadRequest(message, param=name if name in OFF else "stages")
 
 
 def _active(params: SamplingParams) -> list[tuple[str, str, Stage]]:
@@ -107,7 +114,7 @@ def run_chain(logits: Logits, history: History, params: SamplingParams) -> list[
         after = stage(history, links[-1].logits, params)
         if after is links[-1].logits:
             continue
-        _check(name, setting, after)
+        _check(name, setting, after, links, len(history.ids) - history.prompt_length)
         links.append(Link(name, setting, after, int(np.count_nonzero(after > -inf))))
     return links
 

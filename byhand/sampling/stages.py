@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import isfinite, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from byhand.errors import BadRequest
 from byhand.sampling.constraints import Grammars, constraint_of
@@ -123,9 +124,25 @@ def _constrained(history: History, logits: Logits, params: SamplingParams) -> Lo
     assert key is not None
     if history.grammars is None:
         raise BadRequest(f"`{key[0]}` needs a vocabulary, and none was given", param=key[0])
+    mask = history.grammars.mask(key, history.generated)
     kept = logits.copy()
-    kept[~history.grammars.mask(key, history.generated)] = -np.inf
+    kept[~mask] = -np.inf
+    if not (kept > -np.inf).any():
+        raise history.grammars.dead_end(key, history.generated, _removing(mask, history, params))
     return kept
+
+
+def _removing(mask: NDArray[np.bool_], history: History, params: SamplingParams) -> list[str]:
+    """The settings before the constraint that take away what it would allow."""
+    level = np.zeros(len(mask), np.float32)
+    removers = {
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "min_tokens": min_tokens,
+        "allowed_ids": allowed_ids,
+        "banned_ids": banned_ids,
+    }
+    on = {name: stage for name, stage in removers.items() if getattr(params, name)}
+    return [name for name, stage in on.items() if (stage(history, level, params)[mask] < 0).any()]
 
 
 json_schema = json_object = regex = choices = _constrained
