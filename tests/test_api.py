@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections import UserList
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from byhand import LLM, BadRequest, ByhandError, Completion, MissingExtra, PromptError, SamplingParams
+from byhand import LLM, BadRequest, ByhandError, Completion, MissingExtra, PromptError, Run, SamplingParams
 from byhand.text import ChatTemplate
 from tests.conftest import tiny_llama
 
@@ -471,3 +472,22 @@ def test_torchs_own_names_of_dtypes_and_devices(tiny_folder: Path) -> None:
     for options in ({"device": 5}, {"dtype": 5}, {"dtype": torch.int8}, {"cache_dtype": 5}):
         with pytest.raises(BadRequest, match=f"{next(iter(options))}`? is "):
             LLM(tiny_folder, **options)  # type: ignore[arg-type]
+
+
+# The documentation.
+
+PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_in_the_docs_run(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(code, "docs/python.md", "exec"), names)
+    assert "[Token(643, ' red')]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("owner", [LLM, Run])
+def test_the_docs_name_everything_public(owner: type) -> None:
+    inside = {"start_run", "open_run", "encode_rendered", "check_fits", "check_ids", "continuation_ids", "token_id"}
+    names = {name for name in dir(owner) if not name.startswith("_")} - inside - {"borrow", "template"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", PAGE)} == set()
