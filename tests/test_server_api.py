@@ -368,7 +368,7 @@ def test_an_error_in_a_stream_ends_it_in_order(server: Running) -> None:
 
 def test_paths_and_methods(server: Running) -> None:
     assert (server.get("/v2").status, server.get("/v2").error["code"]) == (404, "not_found")
-    assert server.get("/v1/completions/").status == 404
+    assert server.get("/v1/completions/").status == 405
     wrong = server.get("/v1/completions")
     assert (wrong.status, wrong.headers["allow"], wrong.error["code"]) == (405, "POST", "method_not_allowed")
     for type_ in ("text/plain", "", "application/json; charset=latin-1", "multipart/form-data"):

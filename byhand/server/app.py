@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byhand.errors import ByhandError
 from byhand.server import answers, chat, completions, own, page, page_source
@@ -69,6 +70,20 @@ def _add_routes(app: FastAPI) -> None:
     add("GET", "/source/{path:path}", page_source.source, {}, include_in_schema=False)
 
 
+class SamePath:
+    """ASGI middleware: a path means the same with a slash at its end. No redirect, on which clients lose their body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through by its plain path."""
+        path = scope.get("path", "")
+        if len(path) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path[:-1]}
+        await self.app(scope, receive, send)
+
+
 def create_app(service: Service, live: Live, rules: Rules) -> FastAPI:
     """The whole application around one worker."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -89,4 +104,5 @@ def create_app(service: Service, live: Live, rules: Rules) -> FastAPI:
     # The last added is the first asked.
     app.add_middleware(Guard, rules=rules)
     app.add_middleware(RequestLog, metrics=service.metrics)
+    app.add_middleware(SamePath)
     return app

@@ -17,12 +17,14 @@ from starlette.responses import Response
 from byhand.collector import without_collector
 from byhand.server.problems import ApiError
 from byhand.server.service import beside
+from byhand.server.shapes import ignored
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DEEPEST = 200
 _CONTAINERS = {dict, list}
 _MOST_FINDINGS = 1000  # that are weighed where a body is wrong all over
 LONGEST_PATH = 100
+IGNORED = "x-byhand-ignored"  # the header that names fields which change nothing
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -88,6 +90,8 @@ class StrictRoute(APIRoute):
             data = await request.body()
             body = await beside(len(data), lambda: _checked(shape, data))
             response: Response = await self.endpoint(body, request)
+            if names := ignored(body):
+                response.headers[IGNORED] = ", ".join(names)
             return response
 
         return strict

@@ -34,11 +34,15 @@ from byhand.server.tools import ToolText, teaches_calls
 if TYPE_CHECKING:
     from byhand.llm import LLM
 
+THOUGHTS = ("reasoning_content", "reasoning")
+
 
 def _plain_messages(request: Templated) -> list[dict[str, Any]]:
     """The messages as templates know them: a developer speaks as the system, arguments are objects."""
     messages = [message.model_dump(exclude_none=True) for message in request.messages]
     for message in messages:
+        if message["role"] == "assistant":
+            _complete(message)
         if message["role"] == "developer":
             message["role"] = "system"
         for call in message.get("tool_calls", ()):
@@ -48,10 +52,24 @@ def _plain_messages(request: Templated) -> list[dict[str, Any]]:
     return messages
 
 
+def _complete(message: dict[str, Any]) -> None:
+    """No text is an empty text, no calls are none; what was thought has two names, and templates read either."""
+    message.setdefault("content", "")
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)
+    thoughts = [message[name] for name in THOUGHTS if name in message]
+    if len(set(thoughts)) > 1:
+        reason = "`reasoning_content` and `reasoning` are two names of one thing, and differ"
+        raise ApiError(400, reason, code="invalid_combination", param="messages")
+    message.update(dict.fromkeys(THOUGHTS, thoughts[0]) if thoughts else {})
+
+
 def render(llm: LLM, request: Templated, *, with_tools: bool = True) -> PromptIn:
     """The prompt that a template makes: a stranger's program in a process of its own, for which a thread must wait."""
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] if with_tools else []
     values: dict[str, Any] = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        values.setdefault("reasoning_effort", request.reasoning_effort)
     if request.continue_final_message and request.add_generation_prompt:
         message = "`continue_final_message` and `add_generation_prompt` cannot both be true"
         raise ApiError(400, message, code="invalid_combination", param="continue_final_message")

@@ -141,7 +141,22 @@ class StreamOptions(Strict):
     include_obfuscation: Never = Field(None, description="nothing is padded here")
 
 
-class Sampling(Strict):
+NOTHING = "changes nothing"
+
+
+class Ignored(Strict):
+    """Fields of OpenAI's that mean nothing here: what is said in them is named in a header of the answer."""
+
+    metadata: dict[str, Any] | None = Field(None, description=NOTHING)
+    store: Never = Field(None, description=f"{NOTHING}: nothing is stored; true is refused")
+    service_tier: str | None = Field(None, description=NOTHING)
+    prompt_cache_key: str | None = Field(None, description=f"{NOTHING}: every beginning is found again by itself")
+    safety_identifier: str | None = Field(None, description=NOTHING)
+    verbosity: str | None = Field(None, description=NOTHING)
+    user: str | None = Field(None, description=NOTHING)
+
+
+class Sampling(Ignored):
     """What completions and chat have in common."""
 
     model: ModelName = None
@@ -156,7 +171,6 @@ class Sampling(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = Field(None, description="a label of yours; nothing is done with it")
     # byhand's own, in SamplingParams' names.
     top_k: Whole | None = option("top_k")
     min_p: float | None = option("min_p")
@@ -198,6 +212,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None
 
 
 Content = str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
@@ -230,10 +245,12 @@ class AssistantMessage(Strict):
     """What the assistant said."""
 
     role: Literal["assistant"]
-    content: Content
+    content: Content | None
     name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     refusal: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=0)] | None = None
     function_call: None = None
     audio: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -242,8 +259,8 @@ class AssistantMessage(Strict):
 class CallingMessage(AssistantMessage):
     """What the assistant said when it called tools."""
 
-    content: Content | None = None  # type: ignore[assignment]
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)]  # type: ignore[assignment]
+    content: Content | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)]
 
 
 class ToolMessage(Strict):
@@ -309,6 +326,7 @@ class Templated(Strict):
     messages: MessageList
     tools: list[Tool] | None = Field(None, description="told to the model as far as the template goes")
     chat_template_kwargs: Switches | None = Field(None, description="byhand's own: switches of the template")
+    reasoning_effort: str | None = Field(None, description="told to the template; what it makes of it is its own")
     add_generation_prompt: bool | None = Field(None, description="byhand's own: default true")
     continue_final_message: bool | None = Field(
         None, description="byhand's own: leave the last message open, and go on with it"
@@ -325,7 +343,6 @@ class ChatRequest(Templated, Sampling):
     tool_choice: Literal["none", "auto"] | None = Field(None, description="none leaves the tools out")
     parallel_tool_calls: Always = Field(None, description="false is not supported")
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
-    store: Never = Field(None, description="nothing is stored")
 
 
 # Routes of our own.
@@ -371,3 +388,11 @@ class ReadRequest(Strict):
         None, description="candidates at every position; default 5"
     )
     model: ModelName = None
+
+
+def ignored(body: Any) -> list[str]:
+    """The fields of a request in which something was said that changes nothing."""
+    names = [name for name in Ignored.model_fields if getattr(body, name, None) is not None]
+    contents = [message.content for message in getattr(body, "messages", ())]
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return names + ["cache_control"] * any(part.cache_control is not None for part in parts)

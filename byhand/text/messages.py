@@ -55,6 +55,8 @@ def _check_message(message: object, place: str) -> dict[str, Any]:
         raise BadRequest(f"{place}.role is {_shown(role)}; it must be a word such as 'user'", param=f"{place}.role")
     # A null is dropped: many templates would write it as the word None.
     fields = {key: value for key, value in plain(message, place).items() if value is not None}
+    if role == "assistant" and "content" in message and not fields.get("tool_calls"):
+        fields.setdefault("content", "")  # it said nothing
     if "content" in fields or not fields.get("tool_calls"):
         fields["content"] = _text(fields.get("content"), f"{place}.content")
     return fields
