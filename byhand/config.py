@@ -77,6 +77,11 @@ class ConfigFields:
             self.refuse(name, "an object")
         return ConfigFields(value, f"{self.place}: {name}")
 
+    def rope_section(self) -> ConfigFields:
+        """The object with the rotary scaling; an empty one says nothing, and the older name is obeyed first."""
+        found = [section for name in ("rope_scaling", "rope_parameters") if (section := self.section(name))]
+        return next((section for section in found if section.fields), ConfigFields({}))
+
     def windows(self, num_hidden_layers: int) -> tuple[int | None, ...]:
         """Each layer's sliding window, or None where it sees everything, as Qwen's configs say it.
 

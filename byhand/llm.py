@@ -36,6 +36,7 @@ class LLM(Opened):
     cache_dtype: of the keys and values: "auto" is "float32"; "bfloat16" halves the cache's memory and rounds.
     prefill: "exact" keeps float32's accuracy throughout; "fast" takes bfloat16 products for four rows or more: prompts,
         and runs that decode together.
+    context: tokens that a run may have, instead of what the config states or its rope scaling reaches.
     note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """
 
@@ -52,11 +53,11 @@ class LLM(Opened):
             self._warn_doubled_start(ids)
         else:
             if isinstance(prompt, Sequence):
-                self._check_length(len(prompt), param)
+                self.check_length(len(prompt), param)
             ids = self.check_ids(prompt, param, TEXT_OR_IDS)
         if not ids:
             raise PromptError(f"{_named(param)} is empty: it has no token at all", param=param)
-        self._check_length(len(ids), param)
+        self.check_length(len(ids), param)
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
@@ -68,12 +69,13 @@ class LLM(Opened):
         """Refuse a text that is too long however it is cut into tokens: its length tells, and it is not encoded."""
         if len(text) > self.context_length:
             fewest = self.tokenizer.fewest_tokens(text)
-            self._check_length(fewest, param, f"{len(text)} characters, which are {fewest} tokens or more")
+            self.check_length(fewest, param, f"{len(text)} characters, which are {fewest} tokens or more")
 
-    def _check_length(self, tokens: int, param: str = "prompt", told: str = "") -> None:
+    def check_length(self, tokens: int, param: str = "prompt", told: str = "") -> None:
+        """Refuse more tokens than the context has room for."""
         if tokens > self.context_length:
             told = told or f"{tokens} tokens"
-            raise PromptTooLong(f"{_named(param)} has {told}; this model reads {self.context_length}", param=param)
+            raise PromptTooLong(f"{_named(param)} has {told}; {self.context.told}", param=param, hint=self.context.hint)
 
     def check_ids(self, ids: object, param: str, must: str = "a list of token ids") -> list[int]:
         """Ids as a plain list; refused where the model does not have them."""

@@ -22,14 +22,21 @@ _MODELS = Path(__file__).with_name("models")
 
 def architectures() -> dict[str, str]:
     """Every `model_type` and the file that holds it, read from the files' text: importing them would load torch."""
-    return {name: file.name for file in sorted(_MODELS.glob("*.py")) for name in _model_types(file)}
+    return {name: file.name for file in sorted(_MODELS.glob("*.py")) for name in _literal(file, "MODEL_TYPES") or ()}
 
 
-def _model_types(file: Path) -> list[str]:
+def learned_positions(model_type: str) -> str | None:
+    """The config's field that counts an architecture's learned positions, where it has such."""
+    file = architectures().get(model_type)
+    found = None if file is None else _literal(_MODELS / file, "LEARNED_POSITIONS")
+    return None if found is None else str(found)
+
+
+def _literal(file: Path, name: str) -> Any:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "MODEL_TYPES":
-            return list(ast.literal_eval(node.value))
-    return []
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return ast.literal_eval(node.value)
+    return None
 
 
 def check_architecture(folder: Path, config: Mapping[str, Any]) -> None:

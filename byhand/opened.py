@@ -17,7 +17,7 @@ from byhand.engine.engine import Engine
 from byhand.errors import BadRequest, ByhandError
 from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
-from byhand.models import Model, build, read_config
+from byhand.models import Model, build, context_of, read_config
 from byhand.record import ModelIdentity
 from byhand.sampling.options import AllOptions
 from byhand.sampling.params import SamplingParams
@@ -50,6 +50,7 @@ class Opened:
         quantize: str | None = None,
         prefill: str = "exact",
         cache_dtype: str | torch.dtype = "auto",
+        context: int | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
         if threads is not None:
@@ -60,9 +61,12 @@ class Opened:
         dtype = _word(dtype)
         self.checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
         read_config(self.checkpoint)  # what cannot be opened at all is told before its tokenizer is looked at
+        self.context = context_of(self.checkpoint, context)
         self.tokenizer = Tokenizer.open(self.checkpoint.folder)
         self.notes: list[str] = list(self.checkpoint.notes)
         self._tell = note
+        if self.context.note is not None:
+            self._note(self.context.note)
         place = _device(_word(device))
         cached_as = _cache_dtype(_word(cache_dtype))
         with without_collector():
@@ -87,14 +91,14 @@ class Opened:
         specs = self.model.layer_specs
         page_bytes = KVCache(specs, 0, dtype=dtype).page_bytes
         if cache_tokens is None:
-            pages = _default_pages(self.context_length, page_bytes)
+            pages = _default_pages(self.context.length, page_bytes)
         else:
             pages = -(-positive(cache_tokens, "cache_tokens") // PAGE_SIZE)
             if self.model.device.type == "cpu":
                 _check_memory(pages, page_bytes)
         cache = KVCache(specs, pages, device=self.model.device, dtype=dtype)
         root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
-        return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids)
+        return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids, context=self.context)
 
     # What was opened.
 
@@ -134,7 +138,7 @@ class Opened:
     @property
     def context_length(self) -> int:
         """Tokens the model can read at most, prompt and continuation."""
-        return self.model.context_length
+        return self.engine.context.length
 
     @property
     def eos_ids(self) -> frozenset[int]:

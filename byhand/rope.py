@@ -40,18 +40,27 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class DynamicScaling:
+    """Beyond `max_position_embeddings` the base grows with the length of the text."""
+
+    factor: float
+    max_position_embeddings: int
+
+
+Scaling = float | Llama3Scaling | YarnScaling | DynamicScaling
+
+
+@dataclass(frozen=True, slots=True)
 class RopeParameters:
-    """The rotary part of a config: `scaling` is a number for linear, a set of numbers for llama3 and yarn."""
+    """The rotary part of a config: `scaling` is a number for linear, a set of numbers for the others."""
 
     rope_theta: float
-    scaling: float | Llama3Scaling | YarnScaling | None = None
+    scaling: Scaling | None = None
 
     @classmethod
     def from_json(cls, config: ConfigFields, rope_theta: float = 10_000.0) -> RopeParameters:
         """Read `rope_parameters`, or the older `rope_theta` beside `rope_scaling` with its `type` or `rope_type`."""
-        # An empty object says nothing, and where a file has both, the older name is the one that transformers obeys.
-        found = [section for name in ("rope_scaling", "rope_parameters") if (section := config.section(name))]
-        section = next((section for section in found if section.fields), ConfigFields({}))
+        section = config.rope_section()
         for name, value in section.fields.items():
             if isinstance(value, Mapping):
                 section.refuse(name, "no object: one set of numbers must serve all layers")
@@ -62,7 +71,7 @@ class RopeParameters:
         return cls(theta, _read_scaling(section, config))
 
 
-def _read_scaling(section: ConfigFields, config: ConfigFields) -> float | Llama3Scaling | YarnScaling | None:
+def _read_scaling(section: ConfigFields, config: ConfigFields) -> Scaling | None:
     kind = section.choice("rope_type" if section.has("rope_type") else "type", "default", KINDS)
     if kind == "linear":
         return section.number("factor", low=1e-6)
@@ -70,7 +79,9 @@ def _read_scaling(section: ConfigFields, config: ConfigFields) -> float | Llama3
         return _read_llama3(section, _original_positions(section, config))
     if kind == "yarn":
         return _read_yarn(section, config, _original_positions(section, config))
-    # Dynamic scaling changes nothing until a text outgrows max_position_embeddings, and no run here is let past it.
+    if kind == "dynamic" and section.has("factor"):
+        longest = config.integer("max_position_embeddings", high=MAX_POSITIONS)
+        return DynamicScaling(section.number("factor", low=1e-6), longest)
     return None
 
 
@@ -146,8 +157,23 @@ def inverse_frequencies(parameters: RopeParameters, head_dim: int) -> torch.Tens
             return _blend_yarn(inverse, scaling, parameters.rope_theta)
         case float() as factor:
             return inverse / factor
-        case None:
+        case DynamicScaling() | None:
             return inverse
+
+
+def dynamic_frequencies(
+    parameters: RopeParameters, scaling: DynamicScaling, head_dim: int, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """The same at each position, (N, head_dim / 2), for a text that ends there.
+
+    So a position's keys are a function of itself alone, whatever pass computes them. transformers turns a pass by the
+    length at its end: the same token by token, and not for a prompt that is longer than max_position_embeddings.
+    """
+    longest, factor = scaling.max_position_embeddings, scaling.factor
+    lengths = (position_ids + 1).clamp(min=longest)
+    growth = (factor * lengths / longest - (factor - 1)) ** (head_dim / (head_dim - 2))
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    return 1.0 / (parameters.rope_theta * growth)[:, None] ** exponents
 
 
 # Rows for which the angles are looked up: with more, to compute them costs less than to keep them.
@@ -158,10 +184,11 @@ class Rotary:
     """Turns positions into the cosines and sines by which queries and keys are rotated."""
 
     def __init__(self, parameters: RopeParameters, head_dim: int, device: torch.device) -> None:
-        scaling = parameters.scaling
+        self._parameters = parameters
+        self._head_dim = head_dim
         self.inverse_frequencies = inverse_frequencies(parameters, head_dim).to(device)
+        scaling = parameters.scaling
         self.attention_factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
-
         self._known = torch.empty(2, 0, head_dim)
 
     def __call__(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,6 +203,9 @@ class Rotary:
 
     def compute(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same by the formula; for few rows they are looked up among those of the positions so far."""
-        angles = position_ids[:, None].float() * self.inverse_frequencies
+        inverse, scaling = self.inverse_frequencies, self._parameters.scaling
+        if isinstance(scaling, DynamicScaling) and (position_ids >= scaling.max_position_embeddings).any():
+            inverse = dynamic_frequencies(self._parameters, scaling, self._head_dim, position_ids)
+        angles = position_ids[:, None].float() * inverse
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
 BASE = {"types", "errors", "html", "reprs", "collector", "user_cache"}
-DATA = BASE | {"pages", "config", "checkpoint", "lookalikes"}
+DATA = BASE | {"pages", "config", "checkpoint", "lookalikes", "context"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
     "reprs": {"types"},
@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "collector": set(),
     "user_cache": set(),
     "config": BASE,
+    "context": BASE | {"config"},
     "pages": BASE,
     "hub": BASE | {"lookalikes"},
     "lookalikes": BASE,
@@ -63,6 +64,7 @@ ROOMS: dict[str, set[str]] = {
         "hub",
         "jsonable",
         "llm",
+        "context",
         "lookalikes",
         "models",
         "record",
@@ -134,7 +136,7 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
     anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
     if room in TORCH_FREE or path.name in ("scheduler.py", "params.py", "fields.py"):
         assert "torch" not in at_once
-    if room in ("types", "errors", "html", "reprs", "pages", "collector", "user_cache", "lookalikes"):
+    if room in ("types", "errors", "html", "reprs", "pages", "collector", "user_cache", "lookalikes", "context"):
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
     if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"

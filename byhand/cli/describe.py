@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from byhand.checkpoint import Checkpoint, open_checkpoint, read_header, read_json_object
+from byhand.context import read_context
 from byhand.errors import BadConfig, BadWeights, ByhandError, CheckpointNotFound
+from byhand.lookalikes import learned_positions
 
 # config.json's names of today, and those that GPT-2's still has.
 SHAPE = {
@@ -40,6 +42,7 @@ def describe(source: str | None, revision: str | None, known: Collection[str]) -
         "quantized": quantized,
         "refusal": refusal,
         "shape": _shape(config),
+        "context": _context(checkpoint),
         "stored_as": config.get("dtype", config.get("torch_dtype")),
         "weights": None if opened is None else _weights(opened, quantized),
         "quality": None if opened is None else quality_of(opened, quantized),
@@ -54,6 +57,15 @@ def _shape(config: dict[str, Any]) -> dict[str, int]:
     """The fields of SHAPE that a config.json has, under today's names."""
     values = {name: config.get(name, config.get(old)) for name, old in SHAPE.items()}
     return {name: value for name, value in values.items() if isinstance(value, int) and value}
+
+
+def _context(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How many tokens it reads, and why; None where its config does not say."""
+    try:
+        found = read_context(checkpoint.config, learned_positions(checkpoint.model_type))
+    except BadConfig:
+        return None
+    return {"length": found.length, "origin": found.origin, "note": found.note}
 
 
 def _opened(source: str | None, revision: str | None, checkpoint: Checkpoint) -> Checkpoint | None:

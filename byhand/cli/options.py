@@ -261,6 +261,9 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizer_only: bool = Fa
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default auto: as stored)")
     group.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
     group.add_argument("--threads", type=integer, metavar="N", help="processor threads to use")
+    group.add_argument(
+        "--context", type=integer, metavar="N", help="tokens that a run may have (default: what the config reaches)"
+    )
     group.add_argument("--cache-tokens", type=integer, metavar="N", help="room of the KV cache, in tokens")
     group.add_argument(
         "--cache-dtype", choices=CACHE_DTYPES, default="auto", help="of the KV cache (default auto: float32)"

@@ -123,7 +123,7 @@ def opened_warm(arguments: argparse.Namespace) -> LLM:
     from byhand.sampling.params import SamplingParams
 
     llm = open_model(arguments)
-    llm.generate([0] * 40, SamplingParams(max_tokens=2))
+    llm.generate([0] * min(40, llm.context_length), SamplingParams(max_tokens=2))
     gc.collect()
     gc.freeze()  # else every full collection walks through all that was imported: 0.2 s, in which no token comes
     return llm

@@ -87,6 +87,7 @@ def open_model(arguments: argparse.Namespace) -> LLM:
                 model_name(arguments),
                 dtype=arguments.dtype,
                 device=arguments.device,
+                context=arguments.context,
                 cache_tokens=arguments.cache_tokens,
                 threads=arguments.threads,
                 revision=arguments.revision,

@@ -16,6 +16,7 @@ from time import perf_counter
 
 import torch
 
+from byhand.context import Context
 from byhand.engine.batch import batch_of
 from byhand.engine.output import TextState, Way
 from byhand.engine.pager import Pager
@@ -50,6 +51,7 @@ class Engine:
         *,
         root: bytes,
         eos_ids: frozenset[int],
+        context: Context,
         max_rows: int = MAX_ROWS,
     ) -> None:
         self.model = model
@@ -59,7 +61,7 @@ class Engine:
         self.eos_ids = eos_ids
         self.grammars = Grammars(tokenizer, model.vocab_size, eos_ids)
         self.max_rows = max_rows
-        self.context_length = model.context_length
+        self.context = context
         self.lock = RLock()
         self._retired: deque[RunState] = deque()
         self._process = getpid()
@@ -356,7 +358,7 @@ class Engine:
 
     def longest(self, run: RunState) -> int:
         """Ids that a run may have."""
-        return min(self.context_length, run.max_length or self.context_length)
+        return min(self.context.length, run.max_length or self.context.length)
 
     def check_length(self, run: RunState, *, only_context: bool = False) -> None:
         """End a run that has all the tokens it may have: the context's, and max_tokens unless `only_context`."""

@@ -38,9 +38,11 @@ def check_insert(engine: Engine, run: RunState, ids: Sequence[int]) -> None:
     longest = engine.longest(run)
     room = longest - len(run.ids)
     if len(ids) > room:
+        context = engine.context
         raise PromptError(
             f"{len(ids)} tokens do not fit: the context of {longest} has room for {room} more",
             param="text",
+            hint="; ".join(filter(None, (context.told, context.hint))) if longest == context.length else None,
         )
 
 

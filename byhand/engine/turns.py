@@ -51,7 +51,8 @@ class Turns:
         """Tokens that one run may have: the context's, the limit's, and what fits into its pages."""
         limits, page = self.limits, self.pool.page_size
         pages = min(self.pool.num_pages, limits.pages or self.pool.num_pages)
-        return min(self.engine.context_length, limits.total_tokens or self.engine.context_length, pages * page)
+        context = self.engine.context.length
+        return min(context, limits.total_tokens or context, pages * page)
 
     def add(self, job: Job) -> Job:
         """Take a job in; it waits for its place."""

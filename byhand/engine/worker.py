@@ -20,7 +20,7 @@ from byhand.engine.meter import Stats
 from byhand.engine.state import RecentRows, RunState
 from byhand.engine.steered import Steered
 from byhand.engine.turns import Turns
-from byhand.errors import Busy, LimitExceeded, NotServing, PromptTooLong
+from byhand.errors import Busy, LimitExceeded, NotServing
 
 if TYPE_CHECKING:
     from byhand import LLM
@@ -219,9 +219,6 @@ class Worker:
             message = f"the prompt has {length} tokens; one run of this server may hold {turns.longest()} (pages)"
             way = "a server started with a larger --cache-tokens, or --limit-pages if it has one, holds more"
             raise LimitExceeded(message, param="prompt", hint=way)
-        room = turns.engine.context_length - length
-        if room < 0:
-            raise PromptTooLong(f"the prompt is {-room} tokens longer than what the model reads", param="prompt")
 
     # On the worker's thread.
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from byhand.checkpoint import Checkpoint
+from byhand.context import Context, read_context
 from byhand.kernels import Kernels
 from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.lookalikes import unknown_architecture
@@ -23,7 +24,7 @@ class Model(Protocol):
     config: Any
     kernels: Kernels
     vocab_size: int
-    context_length: int  # positions 0 to context_length - 1 can be read
+    context_length: int  # what the config states; `context_of` has the last word
     layer_specs: tuple[LayerSpec, ...]
     dtype: str  # the format of the weights, as Weight names it
     device: torch.device
@@ -60,7 +61,7 @@ class ModelMaker(Protocol):
 class Architecture(Protocol):
     """What a file in this folder holds."""
 
-    MODEL_TYPES: tuple[str, ...]
+    MODEL_TYPES: tuple[str, ...]  # and LEARNED_POSITIONS, the config's name for their number, where it has such
     IGNORED: tuple[str, ...]  # whole names, as patterns, of harmless buffers that old files carry
     TINY: dict[str, Any]  # a config.json for tests
     TINY_VARIANTS: dict[str, dict[str, Any]]  # what to change in TINY, by name
@@ -87,6 +88,12 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     architecture = architecture_of(checkpoint)
     checkpoint.quantized_as()  # refuses what others quantised
     return architecture.Config.from_json(checkpoint.config)
+
+
+def context_of(checkpoint: Checkpoint, asked: int | None = None) -> Context:
+    """How many tokens the model of a checkpoint reads: by its config, or `asked`."""
+    learned = getattr(architecture_of(checkpoint), "LEARNED_POSITIONS", None)
+    return read_context(checkpoint.config, learned, asked)
 
 
 def build(

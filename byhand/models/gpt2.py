@@ -17,6 +17,7 @@ from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, activation
 from byhand.weights import Weights
 
+LEARNED_POSITIONS = "n_positions"
 MODEL_TYPES = ("gpt2",)
 # The causal mask, which old files store with every layer.
 IGNORED = (r".*\battn\.bias", r".*\battn\.masked_bias")

@@ -17,6 +17,7 @@ from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, Together, activation
 from byhand.weights import Weights
 
+LEARNED_POSITIONS = "max_position_embeddings"
 MODEL_TYPES = ("opt",)
 IGNORED = (r"(model\.)?decoder\.version",)
 

@@ -51,7 +51,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
             ("folder", facts["folder"]),
             ("architecture", architecture),
             ("shape", _shape(facts["shape"])),
-            ("context", f"{facts['shape'].get('max_position_embeddings', 'unknown')} tokens"),
+            ("context", _context(facts["context"])),
             ("weights", _weights(facts["weights"], facts["stored_as"])),
             ("tokenizer", facts["tokenizer"] or "none that byhand can read"),
             ("chat template", "yes" if facts["chat_template"] else "no"),
@@ -76,6 +76,13 @@ def _quality(facts: dict[str, Any]) -> list[tuple[str, Text | str]]:
             )
             lines.append(f"{name}: perplexity {found['perplexity']:.3f}{beside}")
     return [("quality", Text("\n".join(lines)))]
+
+
+def _context(context: dict[str, Any] | None) -> str:
+    if context is None:
+        return "unknown"
+    words = f"{context['length']} tokens, by {context['origin']}"
+    return words if context["note"] is None else f"{words}\n{context['note']}"
 
 
 def _shape(shape: dict[str, Any]) -> str:

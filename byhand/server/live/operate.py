@@ -8,7 +8,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from byhand.engine.until import Until
-from byhand.errors import BadRequest
 from byhand.jsonable import step_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
 from byhand.server.live import views
@@ -99,10 +98,7 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
         raise FrameError("other_model", message, param="record")
     llm.check_ids(record.ids, "record.ids")
     session.limits.check("total_tokens", len(record.ids), param="record")
-    if len(record.ids) > llm.context_length:
-        raise BadRequest(
-            f"the record has {len(record.ids)} tokens; this model reads {llm.context_length}", param="record"
-        )
+    llm.check_length(len(record.ids), "record")
     params = record.params.replace(seed=record.params.seed if record.params.seed is not None else record.seed)
 
     def fill(engine: Engine, run: RunState) -> None:
