@@ -344,6 +344,15 @@ def test_a_slow_head_is_hung_up_on(server: Running, beside: None) -> None:
         assert time.monotonic() - began < 4
 
 
+def test_a_websocket_is_no_slow_body(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hasty, "body_seconds", 0.2)
+    with connect(f"ws://127.0.0.1:{server.port}/live") as live:
+        live.recv()
+        time.sleep(0.4)
+        live.send('{"op": "tree"}')
+        assert '"event": "tree"' in str(live.recv(timeout=5))
+
+
 class Narrow(TimedProtocol):
     """The same for few, for tests."""
 

@@ -50,7 +50,8 @@ class TimedProtocol(H11Protocol):
     def handle_events(self) -> None:
         """Read what came; what is still missing has its time."""
         super().handle_events()
-        if self.transport.is_closing():
+        # Who was handed on to another protocol has no body to send.
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
             self._await(None)
         elif self.conn.their_state is h11.SEND_BODY:
             self._await("body")
@@ -58,11 +59,6 @@ class TimedProtocol(H11Protocol):
             self._await("head")
         else:
             self._await(None)
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """From here on it is another protocol's connection."""
-        self._await(None)
-        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
