@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from byhand import LLM
 from byhand.server.answers import CalledTool
-from byhand.server.tools import ToolText
+from byhand.server.tools import ToolText, begins_in_thought
 from tests.serving import Running, served
 
 TINY = Path(__file__).parents[1] / "byhand" / "assets" / "tiny"
@@ -64,6 +64,36 @@ TOLD = {
     ),
     '<tool_call>{"name": "a", "arguments": {}}': ("", [(0, "a", "{}")]),
     ROME: ("", [(0, "weather", '{"city": "Röm"}')]),
+    # A call ends where its JSON ends, whatever its strings hold.
+    '<tool_call>{"name": "a", "arguments": {"x": "</tool_call> } \\" {"}}</tool_call> b': (
+        " b"[1:],
+        [(0, "a", '{"x": "</tool_call> } \\" {"}')],
+    ),
+    '<tool_call>{"name": "a", "arguments": {"x": "<tool_call><think>"}} c': (
+        "c",
+        [(0, "a", '{"x": "<tool_call><think>"}')],
+    ),
+    '<tool_call> {"name": "a"}\n</tool_x': ("</tool_x", [(0, "a", "{}")]),
+    '<tool_call>{"name": "a"}</tool_': ("", [(0, "a", "{}")]),
+    '<tool_call>{"name": "a"}<tool_call>{"name": "b"}': ("", [(0, "a", "{}"), (1, "b", "{}")]),
+    # `parameters` is another word for `arguments`, null means none, and a line may break within a string.
+    '<tool_call>{"name": "a", "parameters": {"x": 1}}</tool_call>': ("", [(0, "a", '{"x": 1}')]),
+    '<tool_call>{"name": "a", "arguments": null, "parameters": null}</tool_call>': ("", [(0, "a", "{}")]),
+    '<tool_call>{"name": "a", "arguments": {"x": "one\ntwo\tthree"}}</tool_call>': (
+        "",
+        [(0, "a", '{"x": "one\\ntwo\\tthree"}')],
+    ),
+    # What is thought is no call; what comes after it may be one.
+    f"<think>Perhaps {PARIS} or\n</think>\n{ROME}": (
+        f"<think>Perhaps {PARIS} or\n</think>\n",
+        [(0, "weather", '{"city": "Röm"}')],
+    ),
+    f"<think>{ROME}": (f"<think>{ROME}", []),
+    # What breaks off is text from there on, and the next may be a call.
+    f'<tool_call>{{"name": <tool_call>weather {ROME}': (
+        '<tool_call>{"name": <tool_call>weather ',
+        [(0, "weather", '{"city": "Röm"}')],
+    ),
 }
 NO_CALLS = [
     "",
@@ -78,7 +108,8 @@ NO_CALLS = [
 
 @pytest.mark.parametrize("text", TOLD)
 def test_calls_are_found_wherever_the_text_is_cut(text: str) -> None:
-    assert parted([text]) == parted(list(text)) == TOLD[text]
+    assert parted([text]) == TOLD[text]
+    assert parted(list(text)) == TOLD[text]
     for cut in range(len(text)):
         assert parted([text[:cut], text[cut:]]) == TOLD[text]
 
@@ -104,6 +135,37 @@ def test_an_answer_with_calls(server: Running, text: str) -> None:
     streamed = [call for delta in deltas for call in delta.get("tool_calls", [])]
     assert [(c["index"], c["function"]["name"], c["function"]["arguments"]) for c in streamed] == calls
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_prompt_may_have_begun_the_thought() -> None:
+    for pieces in ([f"{PARIS}</think>{ROME}"], list(f"{PARIS}</think>{ROME}")):
+        text = ToolText(thinks=begins_in_thought("<|assistant|><think>\n"))
+        told = [text.push(piece) for piece in pieces]
+        assert "".join(said for said, _ in told) == f"{PARIS}</think>"
+        assert [call.function.name for _, calls in told for call in calls] == ["weather"]
+    assert not begins_in_thought("What does <think> mean?<|assistant|>")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("text", [f"I look.\n{PARIS}\n{ROME}", f"{LIST}{ROME}"])
+def test_an_answer_may_end_with_its_first_call(server: Running, text: str, stream: bool) -> None:
+    asked = {**forced(text), "n": 2, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    asked = asked if stream else {key: value for key, value in asked.items() if key != "stream_options"}
+    whole = server.post("/v1/chat/completions", **forced(text), return_token_ids=True).json["choices"][0]
+    answer = server.post("/v1/chat/completions", **asked, parallel_tool_calls=False, stream=stream)
+    parts = answer.events if stream else [answer.json]
+    chosen = [choice for part in parts for choice in part["choices"] if choice["index"] == 1]
+    messages = [choice["delta" if stream else "message"] for choice in chosen]
+    calls = [call for message in messages for call in message.get("tool_calls", [])]
+    assert len(calls) == 1
+    assert calls[0]["function"]["name"] == parted([text])[1][0][1]
+    said = "".join(message.get("content") or "" for message in messages)
+    assert said == text[: text.index("<tool_call>")]
+    assert chosen[-1]["finish_reason"] == "tool_calls"
+    ids = [token for choice in chosen for token in choice["token_ids"]]
+    assert ids == whole["token_ids"][: len(ids)]
+    assert len(ids) < len(whole["token_ids"]) - 5
+    assert parts[-1]["usage"]["completion_tokens"] == 2 * len(ids)
 
 
 def test_a_call_that_is_cut_off_is_text(server: Running) -> None:

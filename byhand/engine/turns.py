@@ -85,6 +85,12 @@ class Turns:
             event = Failed(choice, error) if error else Finished(choice, FinishReason.ABORT, None, usage)
             self._close(ticket, choice, event)
 
+    def stop(self, ticket: Ticket, choice: int) -> None:
+        """End one choice before its next token, as if a stop had been found."""
+        for job in [job for job in self.jobs_of(ticket) if job.choice == choice]:
+            job.run.finish_reason = job.run.finish_reason or FinishReason.STOP
+            self.end(job, self.finished(job))
+
     def end(self, job: Job, event: Finished | Failed) -> None:
         """The job's last event; its pages are free."""
         if self.jobs.pop(job.run, None) is None:

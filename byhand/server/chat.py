@@ -29,10 +29,11 @@ from byhand.server.logprobs import chat_step
 from byhand.server.problems import ApiError
 from byhand.server.service import Service, service_of
 from byhand.server.shapes import ChatRequest, Templated
-from byhand.server.tools import ToolText, teaches_calls
+from byhand.server.tools import ToolText, begins_in_thought, teaches_calls
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
+    from byhand.types import Step
 
 THOUGHTS = ("reasoning_content", "reasoning")
 
@@ -111,7 +112,19 @@ class Chat(Answering[ChunkChoice]):
         super().__init__(service, asked, job, "chatcmpl")
         self._chat = asked
         self._with_calls = with_calls
-        self._texts: dict[int, ToolText] = defaultdict(ToolText)
+        self._texts: dict[int, ToolText] = defaultdict(self._tool_text)
+        if with_calls and asked.parallel_tool_calls is False:
+            watched: dict[int, ToolText] = defaultdict(self._tool_text)  # the same on the worker's thread
+
+            def ends(choice: int, step: Step) -> bool:
+                watched[choice].push(step.text)
+                return watched[choice].is_over
+
+            job.ends = ends
+
+    def _tool_text(self) -> ToolText:
+        thinks = begins_in_thought(self.job.prompts[0].text)
+        return ToolText(thinks=thinks, only_first=self._chat.parallel_tool_calls is False)
 
     def part(self, piece: Piece) -> ChunkChoice:
         """The role, a token, or the finish reason."""

@@ -8,11 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
-from byhand.engine.events import Event, Failed, Finished
+from byhand.engine.events import Event, Failed, Finished, Stepped
 from byhand.engine.worker import Ticket, Worker
 from byhand.sampling.params import SamplingParams
+from byhand.types import Step
 
 T = TypeVar("T")
+
+# Says on the worker's thread whether a choice ends with this step, though its run would go on.
+Ends = Callable[[int, Step], bool]
 
 QUEUED = 256  # events that wait for the reader before its runs are held
 
@@ -30,12 +34,16 @@ class Flow:
         self._open = 0
         self._held = False
 
-    def submit(self, ids: list[int], params: SamplingParams, *, read_prompt: int | None = None) -> None:
+    def submit(
+        self, ids: list[int], params: SamplingParams, *, read_prompt: int | None = None, ends: Ends | None = None
+    ) -> None:
         """Ask for the choices of one more prompt; raises at once where they cannot be had."""
         place = len(self._tickets)
 
         def listen(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._put, place, event)
+            if ends is not None and isinstance(event, Stepped) and ends(event.choice, event.step):
+                self._worker.post(lambda turns: turns.stop(self._tickets[place], event.choice))
 
         self._tickets.append(self._worker.submit(ids, params, listen, read_prompt=read_prompt))
         self._open += params.n

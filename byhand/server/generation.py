@@ -18,7 +18,7 @@ from byhand.errors import BadRequest
 from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import CONSTRAINTS, SamplingParams
 from byhand.server.answers import CachedTokens, UsageAnswer
-from byhand.server.flow import Flow
+from byhand.server.flow import Ends, Flow
 from byhand.server.problems import ApiError
 from byhand.server.service import LONG_TEXT, Service, beside
 from byhand.server.shapes import JsonObject, JsonSchema, OneOf, Regex, Sampling
@@ -64,6 +64,7 @@ class Job:
     prompts: list[PromptIn]
     params: SamplingParams
     read: int | None
+    ends: Ends | None = None
     usages: dict[tuple[int, int], Usage] = field(default_factory=dict)
 
     def index(self, place: int, choice: int) -> int:
@@ -172,7 +173,7 @@ def open_flow(service: Service, job: Job) -> Flow:
     flow = Flow(service.worker)
     try:
         for prompt in job.prompts:
-            flow.submit(prompt.ids, job.params, read_prompt=job.read)
+            flow.submit(prompt.ids, job.params, read_prompt=job.read, ends=job.ends)
     except BaseException:
         flow.cancel()
         raise

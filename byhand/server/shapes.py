@@ -45,7 +45,6 @@ def _wholes(value: object) -> object:
 
 
 Never = Annotated[Literal[False] | None, BeforeValidator(_boolean)]
-Always = Annotated[Literal[True] | None, BeforeValidator(_boolean)]
 
 
 def option(name: str, default: Any = None, note: str = "") -> Any:
@@ -341,7 +340,7 @@ class ChatRequest(Templated, Sampling):
     logprobs: bool | None = Field(None, description="add the log-probability of every token, with its bytes")
     top_logprobs: Annotated[Whole, Field(ge=0, json_schema_extra=marked("logprobs"))] | None = None
     tool_choice: Literal["none", "auto"] | None = Field(None, description="none leaves the tools out")
-    parallel_tool_calls: Always = Field(None, description="false is not supported")
+    parallel_tool_calls: bool | None = Field(None, description="false: the answer ends with its first call")
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
 
 
