@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -29,9 +30,11 @@ T = TypeVar("T")
 
 CACHE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Room for so many full contexts, or this share of the memory that is free now, whichever is less.
+# Room for so many full contexts, or this share of the memory, whichever is less.
 CONTEXTS_CACHED = 16
 MEMORY_SHARE = 0.25
+# Where Linux says how much memory a container may have: the second form of its groups, and the first.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Opened:
@@ -205,8 +208,12 @@ def _cache_dtype(name: str) -> torch.dtype:
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this process may have: the machine's, or less where it runs in a container with a limit."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            return min(whole, int(limit.read_text()))
+    return whole
 
 
 def _default_pages(context_length: int, page_bytes: int) -> int:
@@ -220,7 +227,7 @@ def _check_memory(pages: int, page_bytes: int) -> None:
     if needed > there:
         raise BadRequest(
             f"a cache of {pages * PAGE_SIZE:,} tokens takes {needed / 1e9:.1f} GB, and this machine has "
-            f"{there / 1e9:.1f} GB of memory",
+            f"{there / 1e9:.1f} GB of memory for it",
             hint=f"`cache_tokens`, --cache-tokens, must be less than {there // page_bytes * PAGE_SIZE}",
             param="cache_tokens",
         )

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
-from byhand import LLM
+from byhand import LLM, opened
 from byhand.cli import serve
 from byhand.cli.main import main
 from byhand.errors import BadRequest
@@ -113,6 +113,14 @@ def test_before_it_listens_nothing_heavy_is_imported() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "byhand.server.listening" in done.stdout.split()
     assert not HEAVY & set(done.stdout.split())
+
+
+def test_a_containers_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = opened._memory()
+    for written, expected in (("1000000\n", 1_000_000), ("max\n", without), (str(2**62), without)):
+        (tmp_path / "memory.max").write_text(written)
+        monkeypatch.setattr(opened, "CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "memory.max"))
+        assert opened._memory() == expected
 
 
 @pytest.mark.parametrize("tokens", [10**12, 10**9])

@@ -224,6 +224,7 @@ class Guard:
                     headers.setdefault(name, value)
                 if origin in self.rules.origins:
                     headers["Access-Control-Allow-Origin"] = str(origin)
+                    headers["Access-Control-Expose-Headers"] = "Retry-After, x-byhand-ignored"
                     headers["Cross-Origin-Resource-Policy"] = "cross-origin"
                 if self.rules.origins:
                     headers.add_vary_header("Origin")
