@@ -353,7 +353,7 @@ def test_which_peers_run(monkeypatch: pytest.MonkeyPatch, tiny: checkpoints.Sour
     request = campaign.Request(scenarios=[DECODE], tell=said.append)
     peers = campaign.peers_asked(request)
     assert [peer.name for peer in peers] == ["transformers", "llama.cpp", "onnxruntime", "ctranslate2"]
-    assert said == ["not installed, so left out: openvino (pip install 'byhand[peers]' brings them)"]
+    assert said == ["not installed, so left out: openvino (in byhand's own folder, pip install '.[peers]' brings them)"]
     with pytest.raises(BadRequest, match="openvino: not installed"):
         campaign.peers_asked(replace(request, peers=["openvino"]))
     labels = [each.label for each in campaign.opponents(peers, "int4", tiny, DECODE)]

@@ -21,7 +21,7 @@ from byhand.bench.summary import summarise
 from byhand.errors import BadRequest
 
 INSTALLED, NONE = "installed", "none"
-HOW_TO_INSTALL = "pip install 'byhand[peers]' brings them"
+HOW_TO_INSTALL = "in byhand's own folder, pip install '.[peers]' brings them"
 
 # How each kind of scenario is measured, where not burst against burst.
 MEASURES: dict[str, Callable[[Plan], dict[str, Any]]] = {
