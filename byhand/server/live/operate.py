@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from byhand.engine.until import Until
 from byhand.jsonable import step_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
+from byhand.server.defaults import with_defaults
 from byhand.server.live import views
 from byhand.server.live.frames import UNTIL, Frame, FrameError, check_fields
 
 if TYPE_CHECKING:
     from byhand.engine.engine import Engine
+    from byhand.engine.limits import Limits
     from byhand.engine.state import RunState
     from byhand.llm import LLM
     from byhand.server.live.session import Handle, Session
@@ -28,16 +30,13 @@ TOP = 5
 # Values of a frame as the engine wants them.
 
 
-def params_of(llm: LLM, said: Json) -> SamplingParams:
-    """What the client says, else what the checkpoint asks for, else OpenAI's default, which samples at 1."""
+def params_of(llm: LLM, limits: Limits, said: Json) -> SamplingParams:
+    """What the client says, else what the checkpoint asks for, else OpenAI's default."""
     if said.get("n", 1) != 1:
         raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
     checked = SamplingParams.from_json(said)
-    if llm.generation_config.get("do_sample"):
-        return llm.checkpoint_params(
-            **{name: getattr(checked, name) for name, value in said.items() if value is not None}
-        )
-    return checked if said.get("temperature") is not None else checked.replace(temperature=1.0)
+    asked = {name: getattr(checked, name) for name, value in said.items() if value is not None}
+    return with_defaults(llm, limits, asked)
 
 
 def until_of(llm: LLM, said: Json) -> Until:
@@ -47,9 +46,9 @@ def until_of(llm: LLM, said: Json) -> Until:
     return Until(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
-def beginning_of(llm: LLM, fields: Json) -> tuple[SamplingParams, list[int], list[Json]]:
+def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[SamplingParams, list[int], list[Json]]:
     """What a run begins with: its settings, and the ids and tokens of a prompt or of messages."""
-    params = params_of(llm, fields.get("params", {}))
+    params = params_of(llm, limits, fields.get("params", {}))
     ids = llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
     llm.engine.grammars.check(params)
     return params, ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
@@ -62,7 +61,7 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
     """A run: prefilled and paused."""
     llm, fields = session.worker.llm, frame.fields
     top = fields.get("top", TOP)
-    params, ids, tokens = await asyncio.to_thread(beginning_of, llm, fields)
+    params, ids, tokens = await asyncio.to_thread(beginning_of, llm, session.limits, fields)
     if params.seed is None:
         from byhand.sampling.dice import fresh_seed
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from byhand.engine.state import RunState
 from byhand.errors import BadRequest
 from byhand.jsonable import prediction_to_json, token_to_json
-from byhand.sampling.params import SamplingParams
+from byhand.server.defaults import suggested
 from byhand.types import Position
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ def model_view(llm: LLM) -> Json:
         "digest": llm.identity.digest,
         "suggested": suggested(llm),
     }
-
-
-def suggested(llm: LLM) -> Json:
-    """What the checkpoint's generation config asks for where a request is silent: only what differs from off."""
-    if not llm.generation_config.get("do_sample"):
-        return {}
-    asked, silent = llm.checkpoint_params().to_json(), SamplingParams().to_json()
-    return {name: value for name, value in asked.items() if value != silent[name]}
 
 
 def position_view(at: Position) -> Json:
