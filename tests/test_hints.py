@@ -6,19 +6,25 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
+from websockets.sync.client import connect
 
 from byhand import LLM, SamplingParams
 from byhand.checkpoint import open_checkpoint
 from byhand.cli.main import main
+from byhand.engine.limits import Limits
 from byhand.errors import BadRequest
 from byhand.sampling.suggested import suggested
+from byhand.server.defaults import suggested as suggested_to
+from byhand.server.defaults import with_defaults
 from tests.checkpoints import judge, rewrite_config
+from tests.serving import Running, serve
 
 PROMPT = "the quick brown fox"
 
@@ -272,3 +278,61 @@ def test_no_command_is_refused(
 def test_models_describes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", str(hint(folder, "{"))]) == 0
     assert "generation_config.json is not JSON" in " ".join(capsys.readouterr().out.split())
+
+
+# ---- the server: the request, then the checkpoint, then OpenAI ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hinted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("hinted") / "model"))
+    asked = {
+        "do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.0, "min_new_tokens": 30, "max_new_tokens": 12,
+        "suppress_tokens": [7, 100_000], "stop_strings": [f"stop {place}" for place in range(40)] + ["x" * 900],
+    }  # fmt: skip
+    return LLM(hint(folder, asked))
+
+
+@pytest.fixture(scope="module")
+def server(hinted: LLM) -> Iterator[Running]:
+    running = serve(hinted)
+    yield running
+    running.stop()
+
+
+def test_what_a_request_leaves_open_the_checkpoint_says_and_then_openai(hinted: LLM) -> None:
+    limits = Limits()
+    stop = tuple(f"stop {place}" for place in range(16))
+    params = with_defaults(hinted, limits, {})
+    assert params == SamplingParams(temperature=0.7, top_k=1, min_tokens=30, banned_ids=[7], stop=stop)
+    asked = {"temperature": 0.2, "top_k": 3, "max_tokens": 4, "stop": ["y"], "banned_ids": [], "top_p": 0.5}
+    assert with_defaults(hinted, limits, asked) == SamplingParams(**{**asked, "min_tokens": 4})
+    shown = {"temperature": 0.7, "top_k": 1, "min_tokens": 30, "banned_ids": [7]}
+    assert {name: value for name, value in suggested_to(hinted).items() if name != "stop"} == shown
+
+
+@pytest.mark.parametrize("config", [{}, {"do_sample": False, "top_p": 0.0}, {"top_k": -1, "temperature": 0.3}])
+def test_a_checkpoint_that_does_not_sample_leaves_it_to_openai(config: dict[str, Any], folder: Path) -> None:
+    llm = LLM(hint(folder, {**config, "repetition_penalty": 1.2}))
+    assert with_defaults(llm, Limits(), {}) == SamplingParams(temperature=1.0, repetition_penalty=1.2)
+    assert suggested_to(llm) == {"repetition_penalty": 1.2}
+
+
+def test_requests_are_answered_by_them(server: Running, hinted: LLM) -> None:
+    asked = {"max_tokens": 5, "seed": 3, "return_token_ids": True}
+    expected = hinted.generate(PROMPT, hinted.checkpoint_params(max_tokens=5, seed=3)).ids
+    found = server.post("/v1/completions", prompt=PROMPT, **asked)
+    assert found.json["choices"][0]["token_ids"] == expected
+    found = server.post("/v1/chat/completions", messages=[{"role": "user", "content": PROMPT}], **asked)
+    ids = hinted.chat_ids([{"role": "user", "content": PROMPT}])
+    assert (
+        found.json["choices"][0]["token_ids"]
+        == hinted.generate(ids, hinted.checkpoint_params(max_tokens=5, seed=3)).ids
+    )
+    with connect(f"ws://127.0.0.1:{server.port}/live") as socket:
+        said = json.loads(socket.recv(timeout=20))["model"]["suggested"]
+        assert (said["temperature"], said["top_k"], "max_tokens" in said) == (0.7, 1, False)
+        socket.send(json.dumps({"op": "start", "prompt": PROMPT, "params": {"seed": 3}, "top": 0}))
+        while (answer := json.loads(socket.recv(timeout=20)))["event"] not in ("started", "error"):
+            pass
+        assert (answer["params"]["temperature"], answer["params"]["max_tokens"]) == (0.7, None)

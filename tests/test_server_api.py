@@ -41,7 +41,7 @@ def sampled(seed: int, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_tokens_are_generates(server: Running, embedded: LLM, stream: bool) -> None:
     prompts = [STORY, "A list of colors: red", [1, 38, 52]]
-    params = SamplingParams(temperature=0.9, seed=7, max_tokens=24, n=2, stop=("the",))
+    params = embedded.checkpoint_params(temperature=0.9, seed=7, max_tokens=24, n=2, stop=("the",))
     alone = embedded.generate(prompts, params)
     assert isinstance(alone, list)
     answer = server.post(
@@ -62,7 +62,8 @@ def test_many_streams_at_once_are_as_alone(server: Running, embedded: LLM) -> No
     words = ["Once", "A dog", "The red fox", "Tom and Sue", "In the wood", "One two three", "Why", "She said"]
     asked = [(f"{word} {'and then ' * (seed * 3)}", seed) for seed, word in enumerate(words * 2)]
     alone = [
-        embedded.generate(prompt, SamplingParams(temperature=0.9, seed=seed, max_tokens=24)) for prompt, seed in asked
+        embedded.generate(prompt, embedded.checkpoint_params(temperature=0.9, seed=seed, max_tokens=24))
+        for prompt, seed in asked
     ]
 
     def ask(item: tuple[str, int]) -> str:

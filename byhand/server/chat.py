@@ -98,7 +98,9 @@ def job_of(service: Service, request: ChatRequest) -> Job:
     if len(limits) > 1:
         message = "`max_tokens` and `max_completion_tokens` are two names of one thing, and differ"
         raise ApiError(400, message, code="invalid_combination", param="max_tokens")
-    params = params_of(request, min(limits, default=None), (request.top_logprobs or 0) if request.logprobs else None)  # type: ignore[type-var]
+    max_tokens = min(limits, default=None)  # type: ignore[type-var]
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    params = params_of(llm, service.limits, request, max_tokens, logprobs)
     check_limits(service, request, params)
     check_params(llm, params)
     prompt = render(llm, request, with_tools=request.tool_choice != "none")

@@ -51,7 +51,8 @@ def check_limits(service: Service, request: Sampling, params: SamplingParams) ->
 def job_of(service: Service, request: CompletionRequest) -> Job:
     """The runs that a request asks for."""
     llm = service.model(request.model)
-    params = params_of(request, MAX_TOKENS if request.max_tokens is None else request.max_tokens, request.logprobs)
+    max_tokens = MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    params = params_of(llm, service.limits, request, max_tokens, request.logprobs)
     check_limits(service, request, params)
     check_params(llm, params)
     echoed = request.logprobs if request.echo else None

@@ -18,6 +18,7 @@ from byhand.errors import BadRequest
 from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import CONSTRAINTS, SamplingParams
 from byhand.server.answers import CachedTokens, UsageAnswer
+from byhand.server.defaults import with_defaults
 from byhand.server.flow import Ends, Flow
 from byhand.server.problems import ApiError
 from byhand.server.service import LONG_TEXT, Service, beside
@@ -25,6 +26,7 @@ from byhand.server.shapes import JsonObject, JsonSchema, OneOf, Regex, Sampling
 from byhand.types import FinishReason, Position, Step, Usage
 
 if TYPE_CHECKING:
+    from byhand.engine.limits import Limits
     from byhand.llm import LLM
 
 SAME_NAMES = (
@@ -123,20 +125,18 @@ def _refused(error: BadRequest, code: str) -> ApiError:
     return ApiError(400, str(error), code=code, param=param)
 
 
-def params_of(request: Sampling, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    """The settings that a request asks for; else the temperature is 1, as OpenAI has it, and the seed a new one."""
+def params_of(
+    llm: LLM, limits: Limits, request: Sampling, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    """The settings that a request asks for, its gaps filled; the seed of one that names none is a new one."""
     given = {name: getattr(request, name) for name in SAME_NAMES if getattr(request, name) is not None}
     given.setdefault("seed", fresh_seed())
-    temperature = 1.0 if request.temperature is None else request.temperature
+    if request.temperature is not None:
+        given["temperature"] = request.temperature
+    said = {**given, **_constraint(request), "max_tokens": max_tokens, "logprobs": logprobs}
     try:
         # Every value has been checked by its shape: what is left are values that do not go together.
-        return SamplingParams(
-            **given,
-            **_constraint(request),
-            temperature=temperature,
-            max_tokens=max_tokens,
-            logprobs=logprobs,
-        )
+        return with_defaults(llm, limits, said)
     except BadRequest as error:
         raise _refused(error, "invalid_combination") from None
 

@@ -159,7 +159,7 @@ class Sampling(Ignored):
     """What completions and chat have in common."""
 
     model: ModelName = None
-    temperature: float | None = option("temperature", note="; default 1")
+    temperature: float | None = option("temperature", note="; default: the checkpoint's where it samples, else 1")
     top_p: float | None = option("top_p")
     n: Annotated[Whole, Field(ge=1, json_schema_extra=marked("n"))] | None = None
     seed: Whole | None = option("seed")
