@@ -296,10 +296,15 @@ def test_a_worker_says_why_it_cannot(tmp_path: Path) -> None:
 
 
 def test_what_is_printed_cannot_spoil_the_pipe(tmp_path: Path) -> None:
-    noise = "import os, resource; ask = resource.getrusage; "
-    noise += "resource.getrusage = lambda who: (os.write(1, b'hello from a library\\n'), ask(who))[1]"
-    (tmp_path / "sitecustomize.py").write_text(noise)
-    with Worker("noisy", extra={"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(run.__file__).parents[2]}"}) as worker:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"""#!{sys.executable}
+import os, resource, sys
+ask = resource.getrusage
+resource.getrusage = lambda who: (os.write(1, b"hello from a library\\n"), ask(who))[1]
+exec(sys.argv[-1], {{"__name__": "__main__"}})
+""")
+    interpreter.chmod(0o755)
+    with Worker("noisy", python=str(interpreter)) as worker:
         assert worker.ask("memory")["peak"] > 1_000_000
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(byhand.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
-BASE = {"types", "errors", "html", "reprs", "collector", "user_cache"}
+BASE = {"types", "errors", "html", "reprs", "collector", "user_cache", "notes"}
 DATA = BASE | {"pages", "config", "checkpoint", "lookalikes", "context"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
@@ -27,6 +27,8 @@ ROOMS: dict[str, set[str]] = {
     "prompts": BASE | {"text"},
     "errors": set(),
     "collector": set(),
+    "notes": set(),
+    "children": set(),
     "user_cache": set(),
     "config": BASE,
     "context": BASE | {"config"},
@@ -40,8 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "weights": DATA,
     "convert": DATA | {"hub", "weights", "models", "kernels", "quantize", "shards"},
     "rope": DATA,
-    "text": DATA,
-    "kernels": DATA | {"kv_cache", "weights"},
+    "text": DATA | {"children"},
+    "kernels": DATA | {"children", "kv_cache", "weights"},
     "layers": DATA | {"kv_cache", "weights", "kernels"},
     "models": DATA | {"kv_cache", "weights", "kernels", "layers", "quantize", "rope"},
     "sampling": BASE,
@@ -53,7 +55,8 @@ ROOMS: dict[str, set[str]] = {
     "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
-    "bench": BASE | {"checkpoint", "convert", "kernels", "kv_cache", "layers", "llm", "sampling", "weights"},
+    "bench": BASE
+    | {"checkpoint", "children", "convert", "kernels", "kv_cache", "layers", "llm", "sampling", "weights"},
     "server": BASE | {"bench", "engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
     "web": set(),
     "cli": {
@@ -77,7 +80,18 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
-TORCH_FREE += ("server", "web", "collector", "user_cache", "lookalikes", "reprs", "frames", "prompts")
+TORCH_FREE += (
+    "server",
+    "web",
+    "children",
+    "collector",
+    "notes",
+    "user_cache",
+    "lookalikes",
+    "reprs",
+    "frames",
+    "prompts",
+)
 # Rooms whose files hold one page about one thing, and the line budget of the whole package.
 LINE_BUDGET = 28_500
 

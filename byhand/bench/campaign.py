@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from byhand import children
 from byhand.bench import results
 from byhand.bench.checkpoints import Source, make, source_of
 from byhand.bench.engines import PEERS, PRECISIONS, Peer
@@ -82,7 +83,8 @@ def is_installed(peer: Peer, python: str | None) -> bool:
         return results.has_package(peer.package)
     code = f"import importlib.metadata as m; m.version({peer.package!r})"
     try:
-        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+        command = children.code(code, interpreter=python)
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError as error:
         raise BadRequest(f"--python: {python} cannot be run: {error.strerror}", param="--python") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
 
+from byhand import children
 from byhand.errors import ByhandError
 
 # A thread pool may go on spinning for a while after its work: so long is waited for it to stop.
@@ -28,14 +28,11 @@ class EngineFailed(ByhandError):
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What every worker is given: the same number of threads, no downloads, and byhand on its path."""
-    package = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")]))
+    """What every worker is given: the same number of threads, and no downloads."""
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {
         **os.environ,
         **dict.fromkeys(pools, str(threads)),
-        "PYTHONPATH": path,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -54,7 +51,7 @@ class Worker:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             self.process = subprocess.Popen(
-                [python or sys.executable, "-m", "byhand.bench.worker"],
+                children.module("byhand.bench.worker", interpreter=python),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: JSON lines in, JSON lines out. Run as `python -m byhand.bench.worker`.
+"""One engine in a process of its own: JSON lines in, JSON lines out. Run by process.py.
 
 Requests carry `op`; the answer is one object, {"error": sentence} where the engine fails. What libraries print to
 stdout goes to stderr, so that it cannot spoil the pipe.

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from byhand import children
 from byhand.errors import TemplateError
 
 WORKER = Path(__file__).with_name("render_worker.py")
@@ -86,7 +86,7 @@ class Renderer:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-I", "-S", "-B", str(WORKER)]
+    command = children.python("-S", "-B", str(WORKER))
     try:
         process = subprocess.Popen(
             command,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 
-def call(*arguments: str) -> None:
+def call(command: list[str]) -> None:
     """Run it to its end; what it says last is the error's message."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"ended with code {done.returncode}"]
         raise RuntimeError(lines[-1])

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from byhand import children
 from byhand.bench.checkpoints import count_read
 from byhand.bench.engines import Setting, Tokens
 
@@ -63,8 +64,6 @@ def convert(folder: Path, form: str, target: Path) -> None:
 
     extra = ["--extra_options", "block_size=32", "accuracy_level=4", "op_types_to_quantize=MatMul"]
     with tempfile.TemporaryDirectory() as scratch:
-        call(
-            *("-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(target)),
-            *("-p", form, "-e", "cpu", "-c", scratch),
-            *(() if form == "fp32" else extra),
-        )
+        arguments = ("-i", str(folder), "-o", str(target), "-p", form, "-e", "cpu", "-c", scratch)
+        more = [] if form == "fp32" else extra
+        call(children.module("onnxruntime_genai.models.builder", *arguments, *more))

@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from byhand import children
 from byhand.bench.checkpoints import count_read
 from byhand.bench.engines import Setting, Tokens
 
@@ -73,4 +74,4 @@ def convert(folder: Path, form: str, target: Path) -> None:
     extra = ["--group-size", "64", "--ratio", "1.0", "--sym"] if weights == "int4" else []
     start = "from optimum.commands.optimum_cli import main; main()"
     task = ["--task", "text-generation-with-past", "--weight-format", weights]
-    call("-c", start, "export", "openvino", "-m", str(folder), *task, *extra, str(target))
+    call(children.code(start, "export", "openvino", "-m", str(folder), *task, *extra, str(target)))
