@@ -25,6 +25,7 @@ class Linear:
     ) -> None:
         self.kernels = kernels
         self.weight = weights.matrix("weight", out_features, in_features, transposed=transposed)
+        kernels.expect("linear", self.weight)
         self.bias = weights.vector("bias", out_features) if bias else None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -51,6 +52,7 @@ class Embedding:
     def __init__(self, kernels: Kernels, weight: Weight) -> None:
         self.kernels = kernels
         self.weight = weight
+        kernels.expect("embedding", weight)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids (N,) → (N, hidden)."""
@@ -63,6 +65,7 @@ class Head:
     def __init__(self, kernels: Kernels, weight: Weight) -> None:
         self.kernels = kernels
         self.weight = weight
+        kernels.expect("linear", weight)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden (rows, hidden) → logits (rows, vocab)."""
@@ -76,6 +79,7 @@ class RMSNorm:
         self.kernels = kernels
         self.weight = weights.vector("weight", size)
         self.eps = eps
+        kernels.expect("rms_norm")
 
     def __call__(self, x: Tensor, *_: object) -> Tensor:
         """x (..., size) → same shape. What blocks are given besides, batch and cache, is nothing to a norm."""
@@ -90,6 +94,7 @@ class LayerNorm:
         self.weight = weights.vector("weight", size) if affine else None
         self.bias = weights.vector("bias", size) if affine else None
         self.eps = eps
+        kernels.expect("layer_norm")
 
     def __call__(self, x: Tensor, *_: object) -> Tensor:
         """x (..., size) → same shape. What blocks are given besides, batch and cache, is nothing to a norm."""
@@ -113,6 +118,7 @@ ACTIVATIONS = {
 
 def activation(name: str, kernels: Kernels) -> Callable[[Tensor], Tensor]:
     """The curve that a config names."""
+    kernels.expect(ACTIVATIONS[name])
     curve: Callable[[Tensor], Tensor] = getattr(kernels, ACTIVATIONS[name])
     return curve
 
@@ -125,6 +131,8 @@ class Gated:
         self.gate, self.up = gate, up
         self.both = Together(gate, up)
         self.act = None if ACTIVATIONS[name] == "silu" else activation(name, self.kernels)
+        if self.act is None:
+            self.kernels.expect("gated", gate.weight, up.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, in) → (N, out)."""

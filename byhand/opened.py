@@ -19,6 +19,7 @@ from byhand.errors import BadRequest, ByhandError
 from byhand.kernels import open_kernels
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model, build, context_of, read_config
+from byhand.notes import Progress
 from byhand.record import ModelIdentity
 from byhand.sampling.options import AllOptions
 from byhand.sampling.params import SamplingParams
@@ -76,17 +77,17 @@ class Opened:
             backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
         form = quantize or format_of(self.checkpoint, dtype)
         with ThreadPoolExecutor(1, "byhand-prepare") as beside:
-            prepared = beside.submit(backend.prepare, form, cached_as)
+            loaded = beside.submit(backend.load, form, cached_as)
             self._model: Model | None = build(
                 self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize, note=self._note
             )
             self._engine: Engine | None = self._open_engine(cache_tokens, cached_as)
-            prepared.result()
-        if self.model.dtype != form:  # a pickle says only when it is read what it holds
-            backend.prepare(self.model.dtype, cached_as)
+            loaded.result()
+        backend.prepare({spec.head_dim for spec in self.model.layer_specs}, cached_as)
 
     def _note(self, line: str) -> None:
-        self.notes.append(line)
+        if not isinstance(line, Progress):
+            self.notes.append(line)
         if self._tell is not None:
             self._tell(line)
 

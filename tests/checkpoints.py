@@ -181,9 +181,11 @@ def logits_of(model: Model, ids: Sequence[int], cuts: Sequence[int] = (), seed: 
     return torch.cat([pager.step([(run, end)])[0] for end in (*cuts, len(ids))])
 
 
-def greedy(model: Model, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+def greedy(
+    model: Model, prompts: Sequence[Sequence[int]], count: int, dtype: torch.dtype = torch.float32
+) -> list[list[int]]:
     """The ids that byhand adds to each prompt, all prompts in one ragged batch."""
-    pager, runs = Pager(model, num_pages=1024), [PagedRun(list(prompt)) for prompt in prompts]
+    pager, runs = Pager(model, num_pages=1024, dtype=dtype), [PagedRun(list(prompt)) for prompt in prompts]
     for _ in range(count):
         rows = pager.step([(run, len(run.ids)) for run in runs])
         for run, logits in zip(runs, rows, strict=True):

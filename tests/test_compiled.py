@@ -1,14 +1,15 @@
-"""The compile cache: never stale, content with a package that cannot be written; and other processors and threads."""
+"""The compile cache: never stale, content with a package that cannot be written; what is prepared; and threads."""
 
 from __future__ import annotations
 
 import gc
 import os
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,26 +18,15 @@ from byhand.checkpoint import open_checkpoint
 from byhand.collector import without_collector
 from byhand.errors import BadRequest
 from byhand.kernels import open_kernels
-from byhand.kernels.cpu import Cpu
-from byhand.kernels.native import compiled
-from byhand.kernels.native.llvm import HAS_CODE_BOOKS
+from byhand.kernels.cpu import Cpu, calls
+from byhand.kernels.native import FORMATS, compiled, rows
+from byhand.kernels.native.compiled import Kernel
 from byhand.models import build
+from byhand.quantize import QUANTIZED
+from tests.alone import python
 from tests.checkpoints import CONFIGS, greedy, make_checkpoint, random_prompt
 
 PACKAGE = Path(compiled.__file__).parents[2]
-
-
-def python(code: str, place: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own; the package is taken from `place` where it is named."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=place,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 def test_any_change_of_a_source_is_another_folder(tmp_path: Path) -> None:
@@ -63,7 +53,7 @@ def test_kernels_of_other_versions_are_pruned(tmp_path: Path) -> None:
     ages = {"a" * 24: 0.1, "b" * 24: 0.5, "c" * 24: 3, "d" * 24: 2, "e" * 24: 9, "f" * 24: 8, "notes": 9}
     for name, days in ages.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "kernel.nbc").write_text("")
+        (tmp_path / name / "one.kernel").write_text("")
         os.utime(tmp_path / name, (now - days * day,) * 2)
     ours = tmp_path / ("0" * 24)
     ours.mkdir()
@@ -83,7 +73,7 @@ def test_what_was_used_today_is_never_pruned(tmp_path: Path) -> None:
 
 USE = """
 import torch
-from byhand.kernels.cpu import Cpu
+from byhand.kernels.cpu import Cpu, calls
 from byhand.kernels import native
 from byhand.weights import Weight
 kernels = Cpu(threads=2)
@@ -92,33 +82,87 @@ assert torch.allclose(out, torch.ones(2, 20)), out
 """
 
 
-def test_a_second_run_loads_what_the_first_compiled(tmp_path: Path) -> None:
-    compiles = USE + "print(sum(k.is_kept for k in native.kernels().values()))"
-    assert python(compiles, BYHAND_CACHE=str(tmp_path)).stdout.strip() == "2"
-    [code] = tmp_path.rglob("*rms_norm*.nbc")
-    written = code.stat().st_mtime_ns
-    assert python(compiles, BYHAND_CACHE=str(tmp_path)).stdout.strip() == "2"
-    assert code.stat().st_mtime_ns == written
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one test's own."""
+    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_what_is_kept_is_loaded_and_not_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(rows.silu_mul)
+    assert not kernel.is_kept
+    kernel.load()
+    assert kernel.is_kept
+    assert [path.name for path in folder.iterdir()] == ["silu_mul.kernel"]
+    monkeypatch.setattr(Kernel, "_compile", lambda self: pytest.fail("it is compiled again"))
+    again = Kernel(rows.silu_mul)
+    assert again.is_kept
+    again.load()
+
+
+@pytest.mark.parametrize("damage", [lambda code: b"", lambda code: code[:-100], lambda code: b"nonsense"])
+def test_a_damaged_file_is_compiled_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    Kernel(rows.silu_mul).load()
+    [file] = folder.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    Kernel(rows.silu_mul).load()
+    assert abs(file.stat().st_size - len(whole)) < 100
+
+
+def test_without_a_cache_nothing_is_kept_but_what_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "cache_folder", lambda: None)
+    kernel = Kernel(rows.silu_mul)
+    assert not kernel.is_kept
+    kernel.load()
+    assert kernel.is_kept
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """byhand in another place."""
+    shutil.copytree(PACKAGE, folder / "byhand", ignore=shutil.ignore_patterns("__pycache__", "assets", "web"))
+    return folder
+
+
+def test_two_installations_share_their_kernels_unless_they_differ(tmp_path: Path) -> None:
+    code = """
+from byhand.kernels.native import compiled, kernel
+compiles = []
+compile_now = compiled.Kernel._compile
+compiled.Kernel._compile = lambda self: compiles.append(self.name) or compile_now(self)
+print(kernel("silu_mul").is_kept)
+kernel("silu_mul").load()
+print(compiles)
+"""
+    one, two = (copy_of_the_package(tmp_path / name) for name in ("one", "two"))
+    environment = {"BYHAND_CACHE": str(tmp_path / "cache")}
+    assert python(code, one, **environment).stdout.split() == ["False", "['silu_mul']"]
+    assert python(code, two, **environment).stdout.split() == ["True", "[]"]
+    with (two / "byhand" / "kernels" / "native" / "vectors.py").open("a") as source:
+        source.write("# another version\n")
+    assert python(code, two, **environment).stdout.split() == ["False", "['silu_mul']"]
 
 
 @pytest.mark.parametrize("is_blocked", [False, True])
 def test_a_package_and_a_cache_that_cannot_be_written(tmp_path: Path, is_blocked: bool) -> None:
     package, cache = tmp_path / "site" / "byhand", tmp_path / "cache"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    copy_of_the_package(package.parent)
     if is_blocked:
         cache.write_text("a file where a folder should be")
     before = sorted(package.rglob("*"))
     for path in [package, *before]:
         path.chmod(path.stat().st_mode & ~0o222)
-    code = USE + "import byhand; print(byhand.__file__, [k.name for k in native.kernels().values() if k.is_kept])"
+    code = USE + "import byhand; print(byhand.__file__)"
     try:
         result = python(code, package.parent, BYHAND_CACHE=str(cache), PYTHONDONTWRITEBYTECODE="1")
     finally:
         for path in [package, *before]:
             path.chmod(path.stat().st_mode | 0o200)
     assert result.returncode == 0, result.stderr
-    kept = [] if is_blocked else ["rms_norm", "run_list"]
-    assert result.stdout.split() == f"{package / '__init__.py'} {kept}".split()
+    assert result.stdout.strip() == str(package / "__init__.py")
+    kept = set() if is_blocked else {"rms_norm.kernel", "run_list.kernel"}
+    assert {path.name for path in cache.rglob("*.kernel")} == kept
     # Whoever may write everywhere must not have done it either.
     assert sorted(package.rglob("*")) == before
 
@@ -126,16 +170,20 @@ def test_a_package_and_a_cache_that_cannot_be_written(tmp_path: Path, is_blocked
 LATER = """
 import sys, time
 import numba, torch
+from byhand.kernels.cpu.expected import usual
+from byhand.weights import Weight
+weight = Weight.of(torch.zeros(64, 64).bfloat16())
 started = time.process_time()
 from byhand.collector import without_collector
 from byhand.kernels import open_kernels
-from byhand.kernels.cpu.calls import needed
 def note(line): print(line, file=sys.stderr)
 with without_collector():
     kernels = open_kernels("cpu", torch.device("cpu"), note, threads=2, prefill="exact")
-kernels.prepare("bfloat16", torch.float32)
+for call in ("linear", "gated", "embedding", "rms_norm"):
+    kernels.expect(call, *[weight] * (2 if call == "gated" else call != "rms_norm"))
+kernels.prepare([64], torch.float32)
 print(time.process_time() - started)
-assert set(needed("bfloat16", "float32")) == set(kernels._machine_code)
+assert usual("bfloat16", "float32") == set(kernels._machine_code)
 """
 
 
@@ -154,39 +202,45 @@ def test_later_runs_have_all_kernels_in_less_than_three_tenths_of_a_second() -> 
     pytest.fail(f"seconds: {seconds}")
 
 
-# What some models need beside what all are prepared with; it is announced when it is first asked for.
-RARE = {
-    "opt": {"curve_relu", "embedding_float32"},
-    "gpt2": {"curve_gelu_tanh", "linear_columns_float32", "embedding_float32"},
+# Sizes of which products of many rows are made in whole pieces, and attention in pairs.
+WHOLE = {
+    "llama": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 64, "n_head": 2},
 }
+WAYS = [(family, form, prefill) for family in WHOLE for form in FORMATS for prefill in ("exact", "fast")]
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 @pytest.mark.parametrize(
-    ("family", "prefill"),
-    [*((family, "exact") for family in ("llama", "qwen2", "qwen3", "opt", "gpt2")), ("llama", "fast")],
+    ("config", "form", "prefill"),
+    [
+        *(pytest.param(config, "float32", "exact", id="-".join(name)) for name, config in CONFIGS.items()),
+        *(pytest.param({**CONFIGS[way[0], "tiny"], **WHOLE[way[0]]}, *way[1:], id="-".join(way)) for way in WAYS),
+    ],
 )
-def test_what_was_prepared_is_all_that_runs(family: str, quantize: str | None, prefill: str, tmp_path: Path) -> None:
-    heads = {"head_dim": 32} if prefill == "fast" else {}  # narrower ones are not rounded
-    checkpoint = open_checkpoint(make_checkpoint(tmp_path, {**CONFIGS[family, "tiny"], **heads}))
-    model = build(checkpoint, kernels := Cpu(prefill=prefill), quantize=quantize)
-    form = quantize or "float32"
-    kernels.prepare(form, torch.float32)
-    ready, compiled_now = set(kernels._machine_code), set(kernels._ready)
-    kernels._machine_code.clear()
-    prompts = [random_prompt(128, length, seed=length) for length in (1, 5, 40, 90)]
-    greedy(model, prompts, 3)
-    kernels.surveys(torch.randn(1, 1000), [10])
-    used = set(kernels._machine_code)
-    assert used - compiled_now <= RARE.get(family, set())
-    # A family has one of the norms; rows of codes that are no whole groups are torch's.
-    assert ready - used <= {"run_list", "rms_norm", "layer_norm", f"gated_{form}", f"embedding_{form}"}
+def test_what_is_prepared_is_what_a_first_run_calls(
+    config: dict[str, Any], form: str, prefill: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(Cpu, "_place_of", lambda self, name: ran.append(name) or calls.Calls._place_of(self, name))
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, config))
+    quantized, dtype = (form, "auto") if form in QUANTIZED else (None, form)
+    model = build(checkpoint, kernels := Cpu(prefill=prefill), dtype, quantize=quantized)
+    for cached in (torch.float32, torch.bfloat16):
+        kernels._ready.clear()
+        kernels.prepare({spec.head_dim for spec in model.layer_specs}, cached)
+        ran.clear()
+        greedy(model, [random_prompt(128, length, seed=length) for length in (1, 5, 40, 90)], 3, cached)
+        greedy(model, [random_prompt(128, 2, seed=2)], 3, cached)
+        kernels.surveys(torch.randn(1, 1000), [10])
+        assert {*ran, "run_list"} == kernels._ready
 
 
 def test_what_was_not_prepared_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     kernels = Cpu(threads=1, note=notes.append)
-    kernels.prepare("float32", torch.float32)
+    kernels.expect("rms_norm")
+    kernels.prepare([64], torch.float32)
     notes.clear()
     monkeypatch.setattr(compiled.Kernel, "is_kept", False)
     kernels.rms_norm(torch.ones(2, 20), torch.ones(20), 0.0)
@@ -206,72 +260,6 @@ def test_the_collector_is_held_off_and_then_as_before(was_on: bool) -> None:
         assert gc.isenabled() == was_on
     finally:
         gc.enable()
-
-
-PRODUCTS = """
-import torch
-from byhand.kernels.cpu import Cpu
-from byhand.quantize import QUANTIZED, quantize
-from byhand.kernels import reference
-from byhand.weights import DTYPES, Weight
-import byhand.kernels.cpu.calls as page
-page.SMALL = 0
-kernels = Cpu(threads=2)
-matrix = torch.randn(301, 100)
-weights = [Weight.of(matrix.to(dtype)) for dtype in DTYPES.values()]
-weights += [quantize(Weight.of(matrix), form) for form in QUANTIZED]
-for weight in weights:
-    numbers = reference.ROWS[weight.format](weight, slice(None)).double()
-    for rows in (1, 2, 7, 40):
-        x = torch.randn(rows, 100)
-        one = x.double() @ numbers.T
-        both = kernels.linear(x, weight), kernels.gated(x, weight, weight)
-        for ours, truth in zip(both, (one, one.sigmoid() * one**2)):
-            assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max(), (weight.format, rows)
-print(*(weight.format for weight in weights))
-"""
-
-MODELS = """
-import torch
-from byhand import LLM
-ids = list(range(300, 345))
-for options in ({}, {"dtype": "float32"}, {"dtype": "float16"}, {"quantize": "int8"}, {"quantize": "int4"}):
-    truth = LLM(kernels="reference", **options).logits(ids)
-    llm = LLM(kernels="cpu", threads=2, **options)
-    assert (llm.logits(ids) - truth).abs().max() <= 2e-5 * truth.abs().max(), options
-    run = llm.start(ids[:38])
-    steps = run.insert(ids[38:40]) + [run.step(force=token) for token in ids[40:]]
-    for step, row in zip(steps, truth[37:]):
-        assert abs(step.logprob - row.log_softmax(-1)[step.token.id].item()) < 1e-3, (options, step)
-        assert step.rank == 1 + int((row > row[step.token.id]).sum()), (options, step)
-    print(llm.model.dtype, end=" ")
-"""
-
-AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avx,+sse4.2,+bmi,+bmi2"}
-
-
-# The first processors with AVX-512: without its products of bfloat16 and of bytes.
-AVX512 = {
-    "NUMBA_CPU_NAME": "skylake-avx512",
-    "NUMBA_CPU_FEATURES": AVX2["NUMBA_CPU_FEATURES"] + ",+avx512f,+avx512cd,+avx512bw,+avx512dq,+avx512vl",
-}
-
-
-@pytest.mark.skipif(not HAS_CODE_BOOKS, reason="this processor has no AVX-512")
-def test_a_processor_with_avx512_but_no_more() -> None:
-    result = python(PRODUCTS, **AVX512)
-    assert set(result.stdout.split()) == {"float32", "bfloat16", "float16", "int8", "int4"}, result.stderr
-
-
-@pytest.mark.parametrize("code", [PRODUCTS, MODELS], ids=["products", "models"])
-def test_a_processor_with_avx2_only(code: str) -> None:
-    result = python(code, **AVX2)
-    assert set(result.stdout.split()) == {"float32", "bfloat16", "float16", "int8", "int4"}, result.stderr
-
-
-def test_a_processor_with_the_least_there_is() -> None:
-    result = python(USE + "print('right')", NUMBA_CPU_NAME="x86-64" if sys.platform == "linux" else "generic")
-    assert result.stdout.strip() == "right", result.stderr
 
 
 THREADS = """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from byhand.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
     from torch import Tensor
@@ -25,8 +25,14 @@ Survey = tuple[list[int], list[float], float, float]
 class Kernels(Protocol):
     """What every backend offers. N counts tokens; activations and sums are float32 whatever the weights are."""
 
-    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Make ready for weights of a format and a KV cache of a dtype: what is to be compiled is compiled now."""
+    def expect(self, call: str, *weights: Weight) -> None:
+        """A layer says that it will call the method of this name, with these weights."""
+
+    def load(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Make a beginning, while a model with weights of a format is built: nothing that takes long."""
+
+    def prepare(self, head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
+        """Make ready for what was expected, and attention over such a cache: what is to be compiled is compiled now."""
 
     def blocks(
         self,

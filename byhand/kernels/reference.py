@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,16 @@ ROWS = {
 }
 
 
-def prepare(form: str, cache_dtype: torch.dtype) -> None:
-    """Nothing is to be made ready."""
+def expect(call: str, *weights: Weight) -> None:
+    """Whatever comes, nothing is to be made ready: so for `load` and `prepare` too."""
+
+
+def load(form: str, cache_dtype: torch.dtype) -> None:
+    """Nothing."""
+
+
+def prepare(head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
+    """Nothing."""
 
 
 def blocks(

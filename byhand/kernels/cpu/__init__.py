@@ -16,14 +16,15 @@ from torch import Tensor
 
 from byhand.errors import BadRequest
 from byhand.kernels import Survey, reference
-from byhand.kernels.cpu import many_rows
-from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits, many_of, needed, needed_by_long_prompts
+from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
+from byhand.kernels.cpu.columns import in_bfloat16
+from byhand.kernels.cpu.expected import many_rows
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
 from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
-from byhand.weights import FORMATS, Weight
+from byhand.weights import Weight
 
 # Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for
 # weights of any format but float32. Level between 40 and 96 rows, by format and size (benchmarks/crossover.py); in
@@ -41,12 +42,13 @@ MANY_BEST = 64
 
 def are_turned(matrices: Sequence[Matrix], rows: int) -> bool:
     """Whether matrices are turned for so many rows: all of them must be whole pieces."""
-    return rows >= MANY_ROWS and all(matrix.inner % WIDE == 0 and matrix.out >= WIDE for matrix in matrices)
+    return rows >= MANY_ROWS and all(matrix.can_be_turned for matrix in matrices)
 
 
 class Cpu(Calls):
     """The backend. `prefill`: "exact" keeps float32's accuracy for many rows; "fast" takes bfloat16 products there:
-    for prompts, and for four or more runs that decode together.
+    for prompts, and for four or more runs that decode together. A processor without such products stays exact, which is
+    faster than rounding by hand.
 
     threads: None for as many as torch has. `note` is told, in one line, when kernels have to be compiled first.
     fuse: run the blocks as one call once they have been recorded.
@@ -62,26 +64,18 @@ class Cpu(Calls):
         note: Callable[[str], None] | None = None,
         fuse: bool = True,
     ) -> None:
-        super().__init__(threads, note, fuse)
         if prefill not in ("exact", "fast"):
             raise BadRequest(f"prefill is {prefill!r}; it must be 'exact' or 'fast'", param="prefill")
-        self.prefill = prefill
-
-    def prepare(self, form: str, cache_dtype: torch.dtype) -> None:
-        """Compile what most models run with weights of this format and this cache, and load what short prompts need."""
-        fast, cached = self.prefill == "fast" and HAS_PAIR_SUMS, FORMATS[cache_dtype]
-        self._make_ready(needed(form, cached, fast=fast), needed_by_long_prompts(form, cached, fast=fast))
+        super().__init__(threads, note, fuse, fast=prefill == "fast" and HAS_PAIR_SUMS)
 
     # Products.
 
     def _is_for_torch(self, matrix: Matrix, rows: int) -> bool:
-        if matrix.stored_in_columns:
-            return rows >= COLUMN_ROWS
-        return not HAS_PAIR_SUMS and self._is_fast(matrix, rows)
+        return matrix.stored_in_columns and rows >= COLUMN_ROWS
 
     def _is_fast(self, matrix: Matrix, rows: int) -> bool:
-        fewest = ROUNDED_ROWS if matrix.format == "bfloat16" and HAS_PAIR_SUMS else MANY_ROWS
-        return self.prefill == "fast" and rows >= fewest and matrix.format != "float32"
+        fewest = ROUNDED_ROWS if matrix.format == "bfloat16" else MANY_ROWS
+        return self.fast and rows >= fewest and matrix.format != "float32"
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
@@ -130,7 +124,7 @@ class Cpu(Calls):
             rounded, packed = self._packed(x, first)
             shares = sum(matrix.tiles for matrix in matrices)
             numbers = (packed, rows, first.inner, address(residual), *arguments)
-            self._run(many_of(first.format, rounded=rounded)[0], self.threads, *numbers, shares=shares)
+            self._run(many_rows("linear", first.format, rounded=rounded), self.threads, *numbers, shares=shares)
             return
         form, x, row_bytes = self._activations(x, first)
         threads = self._threads_for(rows * first.inner * sum(matrix.out for matrix in matrices))
@@ -208,7 +202,7 @@ class Cpu(Calls):
                 for number in (matrix.numbers, matrix.scales, address(bias))
             ]
             numbers = (packed, rows, first.inner, first.out, *weights, y.data_ptr())
-            self._run(many_of(first.format, rounded=rounded)[1], self.threads, *numbers, shares=first.tiles)
+            self._run(many_rows("gated", first.format, rounded=rounded), self.threads, *numbers, shares=first.tiles)
             return y
         form, x, row_bytes = self._activations(x, first)
         self._run(
@@ -222,7 +216,7 @@ class Cpu(Calls):
 
     def _many_rows(self, x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if self._is_fast(matrix, x.shape[0]):
-            y = many_rows.in_bfloat16(x, matrix.weight, bias).float()
+            y = in_bfloat16(x, matrix.weight, bias).float()
         else:
             y = reference.linear(x, matrix.weight, bias)
         return y if residual is None else y.add_(residual)
@@ -381,7 +375,7 @@ class Cpu(Calls):
         self._read(q, k, v)
         out = self._empty(rows, size)
         if self._pass.most_rows >= MANY_QUERIES:
-            is_rounded = self.prefill == "fast" and HAS_PAIR_SUMS and head_dim % WIDE == 0
+            is_rounded = self.fast and head_dim % WIDE == 0
             rest = [f"attend_many_{'rounded_' if is_rounded else ''}{places.format}"]
             count = threads * many_numbers(heads // places.kv_heads, head_dim)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import prod
 from threading import Lock
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from byhand.collector import without_collector
 from byhand.kernels import native, reference
+from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording, join
+from byhand.kernels.native.compiling import compile_kernels
 from byhand.kv_cache import Batch, KVCache
-from byhand.weights import Weight
+from byhand.weights import FORMATS, Weight
 
 # Rows of one run from which attention takes blocks of them.
 MANY_QUERIES = 32
@@ -38,37 +40,16 @@ def bits(number: float) -> int:
     return found
 
 
-def needed(form: str, cached: str, *, fast: bool = False) -> tuple[str, ...]:
-    """The kernels that most models run, with weights in one format and the cache in another; fast: prefill is."""
-    of_weights = ("linear", "gated", "embedding")
-    of_cache = ("attend_parts", "attend_many_rounded" if fast else "attend_many", "place_rows")
-    rest = ("run_list", "gather_rows", "rms_norm", "layer_norm", "survey")
-    return (*(f"{name}_{form}" for name in of_weights), *(f"{name}_{cached}" for name in of_cache), *rest)
-
-
-def needed_by_long_prompts(form: str, cached: str, *, fast: bool) -> tuple[str, ...]:
-    """The further ones for many rows; fast ones round them, where weights and heads allow it."""
-    rounded = fast and form != "float32"
-    names = (f"pack_{'bfloat16' if rounded else 'float32'}", *many_of(form, rounded=rounded))
-    few_rounded = ("round_rows", "linear_rounded", "gated_rounded") if rounded and form == "bfloat16" else ()
-    return (*names, *few_rounded, *((f"attend_many_{cached}",) if fast else ()))
-
-
-def many_of(form: str, *, rounded: bool) -> tuple[str, str]:
-    """The names of `linear` and `gated` for many rows."""
-    label = f"rounded_{form}" if rounded else form
-    return f"linear_many_{label}", f"gated_many_{label}"
-
-
 class Calls:
     """What the backend's products, norms and attention are called with."""
 
-    def __init__(self, threads: int | None, note: Callable[[str], None] | None, fuse: bool) -> None:
+    def __init__(self, threads: int | None, note: Callable[[str], None] | None, fuse: bool, *, fast: bool) -> None:
         self.threads = threads or torch.get_num_threads()
-        self.fuse = fuse
-        self._note = note
+        self.fuse, self.fast = fuse, fast
+        self._note: Callable[[str], None] = note or (lambda line: None)
         self._run_list: Callable[[int, int, int], None] | None = None
         self._machine_code: dict[str, int] = {}
+        self._expected: set[str] = set()  # kernels that layers have told of
         self._ready: set[str] = set()  # kernels that need not be compiled any more
         self._matrices: dict[int, Matrix] = {}
         self._layers: dict[tuple[int, int], Layer] = {}
@@ -82,11 +63,26 @@ class Calls:
         self.recorded: dict[tuple[int, int, int], Block | None] = {}
         self.joined: dict[tuple[int, int, int], Block] = {}
 
-    # Kernels and what they work on.
+    # Kernels, and what they work on.
 
-    def _make_ready(self, names: Sequence[str], others: Sequence[str]) -> None:
-        """Compile kernels, unless a run before this one did, and load the first of them, which every run needs."""
-        self._compile((*names, *others))
+    def expect(self, call: str, *weights: Weight) -> None:
+        """Take note that a method of this name will be called, with these weights."""
+        self._expected |= expected.of_layer(call, [self._matrix(weight) for weight in weights], fast=self.fast)
+
+    def load(self, form: str, cache_dtype: torch.dtype) -> None:
+        """Load what most models of a format call, as far as it was compiled before."""
+        usual = expected.usual(form, FORMATS[cache_dtype], fast=self.fast)
+        self._load(name for name in usual if native.kernel(name).is_kept)
+
+    def prepare(self, head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
+        """Compile what was expected, and attention over such a cache; and load what short prompts need of it."""
+        of_attention = expected.of_attention(head_dims, FORMATS[cache_dtype], fast=self.fast)
+        names = sorted({*self._expected, *expected.ALWAYS, *of_attention})
+        self._compile(names)
+        self._load(expected.loaded_at_once(names))
+
+    def _load(self, names: Iterable[str]) -> None:
+        """Have the machine code at hand, compiled now if it never was."""
         with without_collector():
             for name in names:
                 self._place_of(name)
@@ -95,16 +91,15 @@ class Calls:
         """Compile those that the cache lacks, and say so."""
         missing = [name for name in names if name not in self._ready and not native.kernel(name).is_kept]
         if missing:
-            if self._note is not None:
-                count = f"{len(missing)} kernels" if len(missing) > 1 else "one kernel"
-                self._note(f"compiling {count} for this processor: {native.whether_kept()}")
-            native.compile_kernels(missing)
+            count = f"{len(missing)} kernels" if len(missing) > 1 else "one kernel"
+            self._note(f"compiling {count} for this processor: {native.whether_kept()}")
+            compile_kernels(missing, self._note)
         self._ready.update(names)
 
     def _place_of(self, name: str) -> int:
         place = self._machine_code.get(name)
         if place is None:
-            self._compile([name])  # what few models need is made when one asks for it
+            self._compile([name])  # what no layer has told of is made when one asks for it
             with without_collector():
                 place = self._machine_code[name] = native.kernel(name).address
         return place

@@ -85,6 +85,11 @@ class Matrix:
             self.inner = -(-self.inner // GROUP) * GROUP
 
     @property
+    def can_be_turned(self) -> bool:
+        """Whether its product with many rows is made of whole pieces."""
+        return self.inner % WIDE == 0 and self.out >= WIDE
+
+    @property
     def tiles(self) -> int:
         """Of how many tiles its product with many rows is made."""
         return -(-self.out // WIDE)

@@ -1,16 +1,13 @@
 """The kernels of the CPU backend in Numba, without torch: what there is, and for which formats.
 
 Read in this order: llvm and vectors (registers), tiles and codes (formats), products, panels, rows, attention, chunks
-(the arithmetic), team (who runs it), compiled (when it is compiled).
+(the arithmetic), team (who runs it), compiled and compiling (when it is compiled, and where).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from functools import cache
-from subprocess import DEVNULL, Popen
 from typing import Any
 
 from byhand.kernels.native import attention as attention_page
@@ -161,32 +158,23 @@ def _made(make: Callable[..., list[Kernel]], *of: str) -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in make(*of)}
 
 
+def maker(name: str) -> tuple[Any, ...]:
+    """Who makes a kernel, and of what: those of one maker share their functions."""
+    found: tuple[Any, ...] = _makers()[name]
+    return found
+
+
 def kernel(name: str) -> Kernel:
     """A kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …
 
     Others of its kind are made with it and no more: Numba looks through all that was ever made when it loads the first.
     """
-    return _made(*_makers()[name])[name]
+    return _made(*maker(name))[name]
 
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel by name."""
     return {name: kernel(name) for name in _makers()}
-
-
-def compile_kernels(names: Sequence[str]) -> None:
-    """Compile these into the cache: every other one in a process of its own, which needs no torch."""
-    ours, theirs = names[1::2], names[::2]
-    code = f"from byhand.kernels.native import kernel\nfor name in {list(theirs)!r}: kernel(name).load()"
-    child = None
-    if cache_folder() is not None and ours:
-        with suppress(OSError):
-            child = Popen([sys.executable, "-c", code], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
-    for name in ours:
-        kernel(name).load()
-    if child is not None:
-        child.wait()
-    # Whatever the process could not do is compiled when it is first used.
 
 
 def whether_kept() -> str:

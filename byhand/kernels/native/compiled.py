@@ -1,13 +1,15 @@
 """Compiles the kernels once for this processor, into a cache that is never stale; later runs load them from there.
 
-Numba's own cache looks at the file of a kernel alone and misses changes in what it calls. So the folder's name is a
-digest of everything that machine code depends on: another version or processor uses another folder.
+Numba's own cache looks at the file of a kernel alone and misses changes in what it calls, and tells nobody whether it
+has one. So the kernels are kept here: in a folder whose name is a digest of everything that machine code depends on.
+Another version or processor uses another folder; two installations of the same version share one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import platform
 import shutil
 import sys
@@ -23,12 +25,19 @@ from typing import Any
 import llvmlite
 import numba
 from llvmlite import binding
+from numba.core import codegen as _codegen
+from numba.core import compiler as _compiler
+from numba.core import registry as _registry
+from numba.core import serialize as _serialize
 
 from byhand.user_cache import user_cache
 
 # What Numba's published types leave out: its settings, and some options of njit.
 _config: Any = numba.config
 _njit: Any = numba.njit
+_result: Any = _compiler.CompileResult
+_dumps: Any = _serialize.dumps
+_host_features: Any = _codegen.get_host_cpu_features
 
 SOURCES = Path(__file__).parent
 
@@ -37,10 +46,16 @@ KEPT = 4
 RECENT_SECONDS = 24 * 3600
 
 
+def features() -> str:
+    """The features of the processor that Numba compiles for, "+avx2,-avx512f,…": its settings before this machine's."""
+    told = _config.CPU_FEATURES
+    return str(_host_features() if told is None else told)
+
+
 def digest(sources: Path = SOURCES) -> str:
     """A name for everything that the machine code depends on."""
     parts = [
-        *(str(_config.CPU_NAME), str(_config.CPU_FEATURES), str(_config.OPT)),
+        *(str(_config.CPU_NAME), features(), str(_config.OPT)),
         *(binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()),
         *(numba.__version__, llvmlite.__version__, sys.version, platform.machine(), sys.platform),
     ]
@@ -110,28 +125,43 @@ class Kernel:
         self._function, self._signature, self._parallel = function, signature, parallel
 
     @property
-    def is_kept(self) -> bool:
-        """Whether the cache has it already."""
+    def _file(self) -> Path | None:
         folder = cache_folder()
-        return folder is not None and any(folder.rglob(f"*.{self.name}-*.nbi"))
+        return None if folder is None else folder / f"{self.name}.kernel"
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it need not be compiled any more."""
+        return "_compiled" in self.__dict__ or (self._file is not None and self._file.is_file())
 
     @cached_property
     def _compiled(self) -> Any:
-        folder = cache_folder()
-        before = _config.CACHE_DIR
-        _config.CACHE_DIR = str(folder or "")
+        return self._read() or self._compile()
+
+    def _read(self) -> Any:
+        """What an earlier run has kept; None where there is nothing, or a file that is damaged."""
+        if self._file is None or not self._file.is_file():
+            return None
+        context = _registry.cpu_target.target_context
+        context.refresh()
         try:
-            dispatcher = _njit(
-                self._signature,
-                cache=folder is not None,
-                parallel=self._parallel,
-                nogil=True,
-                error_model="numpy",
-            )(self._function)
-        finally:
-            _config.CACHE_DIR = before
-        [compiled] = dispatcher.overloads.values()
+            return _result._rebuild(context, *pickle.loads(self._file.read_bytes()))
+        except Exception:  # noqa: BLE001 - bytes that are no kernel fail in any way; it is compiled again
+            return None
+
+    def _compile(self) -> Any:
+        options = {"parallel": self._parallel, "nogil": True, "error_model": "numpy"}
+        [compiled] = _njit(self._signature, **options)(self._function).overloads.values()
+        if self._file is not None:
+            self._keep(self._file, compiled)
         return compiled
+
+    def _keep(self, file: Path, compiled: Any) -> None:
+        """Write it, whole or not at all: others may read at the same time."""
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=file.parent) as place:
+            part = Path(place) / file.name
+            part.write_bytes(_dumps(compiled._reduce()))
+            part.replace(file)
 
     def load(self) -> Callable[..., None]:
         """The machine code as a function: addresses and counts in, nothing out. It lets go of the GIL."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils as _cgutils
+
+from byhand.kernels.native.compiled import features
 
 LANES = 16
 
 # What Numba's published types leave out.
 cgutils: Any = _cgutils
-numba_config: Any = numba.config
 FLOAT, HALF, DOUBLE = ir.FloatType(), ir.HalfType(), ir.DoubleType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOATS = ir.VectorType(FLOAT, LANES)
@@ -105,9 +105,7 @@ def turned(builder: Any, rows: list[Any]) -> list[Any]:
 
 def _has(feature: str) -> bool:
     """Whether the processor that Numba compiles for has a feature."""
-    if numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None:
-        return f"+{feature}" in str(numba_config.CPU_FEATURES or "").split(",")
-    return bool(binding.get_host_cpu_features().get(feature))
+    return f"+{feature}" in features().split(",")
 
 
 # Some instructions are asked for by a processor's own name. One is AVX-512's choice of sixteen numbers by the lower

@@ -1,0 +1,67 @@
+"""Which kernels a model will call: its layers say it while they are made, so that all can be compiled before it runs.
+
+`cpu/__init__.py` chooses among these as the rows of a pass are few or many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from byhand.kernels.cpu.places import Matrix
+from byhand.kernels.native.panels import WIDE
+
+ALWAYS = ("run_list", "survey")
+# What only passes of many rows call is loaded when the first of them comes.
+_FOR_MANY_ROWS = ("linear_many_", "gated_many_", "pack_")
+
+
+def usual(form: str, cached: str, *, fast: bool = False) -> set[str]:
+    """What most models call, with weights in one format and the cache in another: worth loading before one is known."""
+    products = few_rows("linear", form, fast=fast) | few_rows("gated", form, fast=fast)
+    return {*ALWAYS, "rms_norm", f"embedding_{form}", *products, *of_attention([WIDE], cached, fast=fast)}
+
+
+def loaded_at_once(names: Iterable[str]) -> list[str]:
+    """Those of some kernels that a short prompt needs."""
+    return [name for name in names if not name.startswith(_FOR_MANY_ROWS)]
+
+
+def of_layer(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
+    """What one of the backend's methods calls, over matrices if it takes any."""
+    if call == "embedding":
+        [matrix] = matrices
+        by_rows = not matrix.stored_in_columns and matrix.inner == matrix.weight.shape[1]
+        return {f"embedding_{matrix.format}"} if by_rows else set()
+    if call in ("linear", "gated"):
+        return _of_product(call, matrices, fast=fast)
+    return {call if call.endswith("_norm") else f"curve_{call}"}
+
+
+def of_attention(head_dims: Iterable[int], cached: str, *, fast: bool) -> set[str]:
+    """What attention calls for heads of these sizes."""
+    many = {f"attend_many_{'rounded_' if fast and size % WIDE == 0 else ''}{cached}" for size in head_dims}
+    return {f"place_rows_{cached}", f"attend_parts_{cached}", "gather_rows", *many}
+
+
+def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
+    first = matrices[0]
+    if any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices):
+        if call == "gated":
+            return {"silu_mul"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
+        return {f"linear_columns_{first.format}"}
+    names = few_rows(call, first.format, fast=fast)
+    if all(matrix.can_be_turned for matrix in matrices):
+        rounded = fast and first.format != "float32"
+        names |= {many_rows(call, first.format, rounded=rounded), f"pack_{'bfloat16' if rounded else 'float32'}"}
+    return names
+
+
+def few_rows(call: str, form: str, *, fast: bool) -> set[str]:
+    """`linear` or `gated` for few rows of activations: some of them may be rounded first."""
+    rounding = {"round_rows", f"{call}_rounded"} if fast and form == "bfloat16" else set()
+    return {f"{call}_{form}", *rounding}
+
+
+def many_rows(call: str, form: str, *, rounded: bool) -> str:
+    """`linear` or `gated` for many rows."""
+    return f"{call}_many_rounded_{form}" if rounded else f"{call}_many_{form}"
