@@ -70,7 +70,7 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> HubError:
             return _unreachable(repo_id, f"the cached copy of {repo_id} is incomplete", error.__cause__)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled():
             at = f" at revision {revision}" if revision else ""
-            return _unreachable(repo_id, f"{repo_id}{at} is not in the cache", error.__cause__)
+            return _unreachable(repo_id, f"{repo_id}{at} is no folder here and not in the cache", error.__cause__)
         case HfHubHTTPError():
             return HubError(f"{constants.ENDPOINT} refuses {repo_id} with status {error.response.status_code}")
         case _:

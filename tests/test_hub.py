@@ -278,14 +278,15 @@ def test_offline_and_not_cached(revision: str, client: Client) -> None:
     at = "" if revision == "-" else " at revision v1"
     stdout, _ = client.open("owner/tiny", revision, HF_HUB_OFFLINE="1")
     assert stdout == (
-        f"HubError: owner/tiny{at} is not in the cache, and HF_HUB_OFFLINE is set (unset it once, to fetch owner/tiny)"
+        f"HubError: owner/tiny{at} is no folder here and not in the cache, "
+        "and HF_HUB_OFFLINE is set (unset it once, to fetch owner/tiny)"
     )
 
 
 def test_unreachable_and_not_cached(client: Client) -> None:
     stdout, _ = client.open("owner/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert stdout == (
-        "HubError: owner/tiny is not in the cache, and http://127.0.0.1:9 cannot be reached "
+        "HubError: owner/tiny is no folder here and not in the cache, and http://127.0.0.1:9 cannot be reached "
         "(check the network and try again)"
     )
 
@@ -293,7 +294,10 @@ def test_unreachable_and_not_cached(client: Client) -> None:
 def test_a_hub_in_trouble(hub: FakeHub, client: Client) -> None:
     hub.status = 418
     stdout, _ = client.open("owner/tiny")
-    assert stdout == f"HubError: owner/tiny is not in the cache, and {client.endpoint} answers with status 418"
+    assert (
+        stdout
+        == f"HubError: owner/tiny is no folder here and not in the cache, and {client.endpoint} answers with status 418"
+    )
 
 
 def test_a_name_that_is_no_id(client: Client) -> None:

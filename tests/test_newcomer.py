@@ -29,10 +29,9 @@ PROMPT = "A list of colors: red"
 # What the README's one-line summaries stand for; {folder} is the newcomer's.
 SPELT_OUT = [
     f'byhand tokenize "{PROMPT}"',
-    f'byhand run "{PROMPT}" --max-tokens 4 --record run.json',
-    "byhand replay run.json",
     "byhand models",
     "byhand quantize {model} int8-folder --to int8",
+    "byhand help run",
     f'byhand run "{PROMPT}" --model int8-folder --max-tokens 4',
     "byhand convert {model} copied",
     "byhand serve --help",
@@ -125,7 +124,9 @@ def shown() -> list[str]:
     return [*re.findall(r"^\$ (byhand .*)$", README, re.MULTILINE), *(line.strip() for line in listed)]
 
 
-@pytest.mark.parametrize("line", [line for line in [*shown(), *SPELT_OUT] if line != "byhand serve"])
+@pytest.mark.parametrize(
+    "line", [line for line in [*shown(), *SPELT_OUT] if line != "byhand serve" and "SOURCE" not in line]
+)
 def test_every_command_of_the_readme_runs(newcomer: Newcomer, line: str) -> None:
     printed = newcomer.types(line, stdin="Hello\n" if line == "byhand chat" else "")
     assert printed or line.startswith(("byhand quantize", "byhand convert"))
