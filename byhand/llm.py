@@ -35,7 +35,7 @@ class LLM(Opened):
     kernels: "auto", "cpu" (Numba) or "reference" (torch, on any device). quantize: None, "int8" or "int4".
     cache_dtype: of the keys and values: "auto" is "float32"; "bfloat16" halves the cache's memory and rounds.
     prefill: "exact" keeps float32's accuracy throughout; "fast" takes bfloat16 products for four rows or more: prompts,
-        and runs that decode together.
+        and runs that decode together. A processor that has no such products stays exact, which is faster there.
     context: tokens that a run may have, instead of what the config states or its rope scaling reaches.
     note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """

@@ -19,21 +19,29 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from byhand.cli.options import model_name
 from byhand.cli.views.safe import safe_line
+from byhand.cli.waiting import Waiting
 from byhand.collector import without_collector
 from byhand.errors import BadRequest, ByhandError
+from byhand.notes import Progress
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
 
 INTERRUPTED = 130
 
+_waiting = Waiting()
 _COMMAND = re.compile(r"`[^`]{1,60}`")
 
 
 def talk(said: str) -> None:
     """A sentence for people, on stderr; on a terminal its lines break between words."""
+    width = _width(sys.stderr) if is_terminal(sys.stderr) else None
+    if isinstance(said, Progress):
+        _waiting.show(said, sys.stderr, width)
+        return
+    _waiting.leave(sys.stderr)
     text = f"byhand: {safe_line(said)}"
-    print(wrapped(text, _width(sys.stderr)) if is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
+    print(text if width is None else wrapped(text, width), file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, width: int) -> str:

@@ -50,7 +50,7 @@ class Cpu(Calls):
     for prompts, and for four or more runs that decode together. A processor without such products stays exact, which is
     faster than rounding by hand.
 
-    threads: None for as many as torch has. `note` is told, in one line, when kernels have to be compiled first.
+    threads: None for as many as torch has. `note` is told when kernels have to be compiled first, and how far that is.
     fuse: run the blocks as one call once they have been recorded.
     """
 

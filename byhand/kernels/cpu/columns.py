@@ -1,4 +1,4 @@
-"""Products in bfloat16 by torch, where they are allowed and a processor or a weight's order has no kernel of ours."""
+"""Products in bfloat16 by torch, where they are allowed and a weight is stored in columns: there is no kernel of ours."""
 
 from __future__ import annotations
 
