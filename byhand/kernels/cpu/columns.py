@@ -1,4 +1,4 @@
-"""Products in bfloat16 by torch, where they are allowed and a weight is stored in columns: there is no kernel of ours."""
+"""Products in bfloat16 by torch, for weights that are stored in columns: there is no kernel of ours that rounds."""
 
 from __future__ import annotations
 
