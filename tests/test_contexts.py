@@ -286,6 +286,7 @@ def test_models_shows_it(
     assert main(["models", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert words in shown
+    assert "\\n" not in shown
     assert ("would reach 256" in shown) == ("linear" in str(changes))
     assert main(["models", str(tmp_path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -69,6 +69,7 @@ def values(config: dict[str, Any]) -> dict[str, Any]:
         ({"bad_words_ids": [[5], [7]]}, {"banned_ids": [5, 7]}),
         ({"bad_words_ids": [[5], [1]], "eos_token_id": [1, 2]}, {"banned_ids": [5]}),  # as in transformers
         ({"bad_words_ids": [[5]], "suppress_tokens": [6]}, {"banned_ids": [5, 6]}),
+        ({"suppress_tokens": [1], "bad_words_ids": [[5], [1]], "eos_token_id": 1}, {"banned_ids": [1, 5]}),
         ({"stop_strings": "END"}, {"stop": ["END"]}),
         ({"stop_strings": ["a", "b"]}, {"stop": ["a", "b"]}),
         ({"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "penalty_alpha": None}, {}),
@@ -273,6 +274,14 @@ def test_no_command_is_refused(
         typed = io.BytesIO(b"q\n" if command == "step" else b"/quit\n")
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8"))
         assert main([*argv, "--model", str(folder), *asked]) == 0
+
+
+def test_a_long_list_of_ids_is_cut_where_it_is_suggested(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hint(folder, {"suppress_tokens": list(range(5, 200))})
+    assert main(["run", PROMPT, "--max-tokens", "1", "--model", str(folder)]) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "suggests" in line]
+    assert "banned_ids [5, 6, 7" in line
+    assert len(line) < 200
 
 
 def test_models_describes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from byhand.cli.notice import now_told, was_told
 from byhand.cli.options import MAX_TOKENS, UsageError, ids
 from byhand.cli.talk import is_terminal, talk
 from byhand.errors import PromptError
+from byhand.sampling.fields import shown
 from byhand.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -144,6 +145,6 @@ def _mention_defaults(llm: LLM, given: dict[str, Any]) -> None:
     if len(llm.notes) == before and not differing.keys() - given.keys():
         return
     if differing:
-        suggested = ", ".join(f"{name} {value}" for name, value in differing.items())
+        suggested = ", ".join(f"{name} {shown(value)}" for name, value in differing.items())
         talk(f"the checkpoint suggests {suggested}; --checkpoint-defaults applies that")
     now_told(about)

@@ -102,13 +102,12 @@ def _read_list(found: dict[str, Any], name: str, value: Any, config: Mapping[str
     if not isinstance(value, list):
         return value
     entries = [(entry, _entry(name, entry)) for entry in value]
-    taken = found.get(LISTS[name], []) + [read for _, read in entries if read is not None]
     ends = _as_list(config.get("eos_token_id")) if name == "bad_words_ids" else []
     beyond = vocab_size if LISTS[name] == "banned_ids" else None
     # An end is never a bad word, as in transformers; and what the model lacks it cannot say.
-    kept = [read for read in taken if read not in ends and (beyond is None or read < beyond)]
-    if kept:
-        found[LISTS[name]] = list(dict.fromkeys(kept))
+    taken = [read for _, read in entries if read is not None and read not in ends]
+    if kept := [read for read in taken if beyond is None or (isinstance(read, int) and read < beyond)]:
+        found[LISTS[name]] = list(dict.fromkeys([*found.get(LISTS[name], []), *kept]))
     return [entry for entry, read in entries if read is None]
 
 

@@ -78,11 +78,11 @@ def _quality(facts: dict[str, Any]) -> list[tuple[str, Text | str]]:
     return [("quality", Text("\n".join(lines)))]
 
 
-def _context(context: dict[str, Any] | None) -> str:
+def _context(context: dict[str, Any] | None) -> str | Text:
     if context is None:
         return "unknown"
     words = f"{context['length']} tokens, by {context['origin']}"
-    return words if context["note"] is None else f"{words}\n{context['note']}"
+    return words if context["note"] is None else Text(f"{words}\n{safe_line(context['note'])}")
 
 
 def _shape(shape: dict[str, Any]) -> str:
