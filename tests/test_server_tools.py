@@ -83,6 +83,11 @@ TOLD = {
         "",
         [(0, "a", '{"x": "one\\ntwo\\tthree"}')],
     ),
+    # Half a surrogate pair, which JSON can spell and no answer can, stays spelled so.
+    '<tool_call>{"name": "a", "arguments": {"x": "\\ud800é"}}</tool_call>': ("", [(0, "a", '{"x": "\\ud800\\u00e9"}')]),
+    # Arguments may be JSON in a string.
+    '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>': ("", [(0, "a", '{"x": 1}')]),
+    '<tool_call>{"name": "a", "arguments": "null"}</tool_call>': ("", [(0, "a", "{}")]),
     # What is thought is no call; what comes after it may be one.
     f"<think>Perhaps {PARIS} or\n</think>\n{ROME}": (
         f"<think>Perhaps {PARIS} or\n</think>\n",
@@ -102,6 +107,8 @@ NO_CALLS = [
     '<tool_call>{"name": 3}</tool_call>',
     '<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>',
     '<tool_call>{"name": "a", "argum',
+    '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+    '<tool_call>{"name": "a", "arguments": "hello"}</tool_call>',
     "<tool_call>" + "[" * 100_000 + "</tool_call>",
 ]
 
@@ -117,6 +124,11 @@ def test_calls_are_found_wherever_the_text_is_cut(text: str) -> None:
 @pytest.mark.parametrize("text", NO_CALLS, ids=lambda text: text[:40])
 def test_what_is_no_call_stays_text(text: str) -> None:
     assert parted([text]) == (text, [])
+
+
+@pytest.mark.parametrize("text", [*TOLD, *NO_CALLS], ids=lambda text: text[:40])
+def test_all_that_is_told_can_be_sent(text: str) -> None:
+    json.dumps(parted([text]), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("text", [PARIS, f"I will look.\n{PARIS}\n{ROME}"])

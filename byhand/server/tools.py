@@ -39,9 +39,14 @@ def _called(text: str) -> list[CalledFunction]:
 def _function(call: Any) -> CalledFunction:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ValueError("no call")
+    call["name"].encode()  # half a surrogate pair, which JSON can spell and no answer can, is a ValueError too
     given = [value for value in (call.get("arguments"), call.get("parameters")) if value not in (None, "")]
     arguments = given[0] if given else {}
-    told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if isinstance(arguments, str):  # JSON in a string, as OpenAI's API has it
+        arguments = json.loads(arguments, strict=False) or {}
+    told = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= character <= "\udfff" for character in told):
+        told = json.dumps(arguments, allow_nan=False)  # stays escaped
     return CalledFunction(name=call["name"], arguments=told)
 
 
