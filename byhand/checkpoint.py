@@ -16,7 +16,8 @@ from byhand.lookalikes import (
     ADAPTER,
     adapter_note,
     check_architecture,
-    check_no_pointer,
+    check_itself,
+    check_weights,
     explain_file,
     explain_folder,
     explain_repository,
@@ -100,7 +101,7 @@ def _shortened(value: object) -> str:
 
 def read_json_object(file: Path, error: type[CheckpointError] = BadConfig) -> dict[str, Any]:
     """Read one JSON object from a file; whatever is wrong with it is one sentence."""
-    check_no_pointer(file, error)
+    check_itself(file, error)
     try:
         value = json.loads(file.read_bytes())
     except RecursionError:
@@ -187,7 +188,7 @@ def open_folder(folder: Path, name: str, weight_file: Path | None = None, *, wei
     hints, left_out = _read_hints(folder / "generation_config.json")
     weight_files, notes = _choose_weights(folder, config, weight_file) if weights else ((), ())
     for file in weight_files:
-        check_no_pointer(file, BadWeights)
+        check_weights(file)
     return Checkpoint(
         folder=folder,
         config=config,
@@ -203,6 +204,7 @@ def _open_local(path: Path, weights: bool) -> Checkpoint:
         return open_folder(path, path.resolve().name, weights=weights)
     if path.suffix != ".safetensors":
         raise explain_file(path)
+    check_weights(path)
     if path.name == "adapter_model.safetensors" and (path.parent / ADAPTER).is_file():
         raise explain_folder(path.parent, {})
     name = path.resolve().parent.name if path.stem == "model" else path.stem

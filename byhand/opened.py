@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 CACHE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
+HINTS_SHOWN = 20  # of a generation_config.json, in one note
+
 # Room for so many full contexts, or this share of the memory, whichever is less.
 CONTEXTS_CACHED = 16
 MEMORY_SHARE = 0.25
@@ -157,7 +159,8 @@ class Opened:
     def checkpoint_params(self, **changes: Unpack[AllOptions]) -> SamplingParams:
         """The checkpoint's own settings as SamplingParams, with changes of yours; a note names what is left out."""
         _, left_out = suggested(self.generation_config, self.vocab_size, self.context_length)
-        line = f"of generation_config.json byhand leaves out {', '.join(left_out)}"
+        more = f" and {len(left_out) - HINTS_SHOWN} more" if len(left_out) > HINTS_SHOWN else ""
+        line = f"of generation_config.json byhand leaves out {', '.join(left_out[:HINTS_SHOWN])}{more}"
         if left_out and line not in self.notes:
             self._note(line)
         return SamplingParams.from_checkpoint(self.generation_config, vocab_size=self.vocab_size, **changes)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from byhand.checkpoint import GROUP, Checkpoint, read_header
 from byhand.errors import BadRequest, BadWeights
+from byhand.lookalikes import unwrapped
 
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 DTYPES = {name: dtype for dtype, name in FORMATS.items()}
@@ -153,23 +154,18 @@ def _map_pytorch(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         yield name, StoredTensor(file, tensor.detach)
 
 
-# What trainers wrap a model or its blocks in, and what is then left in the names: DataParallel, torch.compile.
-WRAPPERS = ("module", "_orig_mod")
-
-
 def map_tensors(checkpoint: Checkpoint, wrappers: set[str] | None = None) -> dict[str, StoredTensor]:
-    """Open every weight file of a checkpoint and give its tensors by name, without the names of WRAPPERS.
+    """Open every weight file of a checkpoint and give its tensors by name, without what trainers wrapped them in.
 
-    Those that were found are added to `wrappers`.
+    Names of wrappers that were found are added to `wrappers`.
     """
     found: dict[str, StoredTensor] = {}
     for file in checkpoint.weight_files:
         mapping = _map_safetensors if file.suffix == ".safetensors" else _map_pytorch
         for stored_name, stored in mapping(file):
-            parts = stored_name.split(".")
-            name = ".".join(part for part in parts if part not in WRAPPERS)
+            name, around = unwrapped(file, stored_name)
             if wrappers is not None:
-                wrappers.update(part for part in parts if part in WRAPPERS)
+                wrappers.update(around)
             if name in found:
                 first = found[name].file.name
                 where = f"in two files: {first} and {file.name}" if first != file.name else f"twice in {file.name}"

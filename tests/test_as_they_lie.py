@@ -17,9 +17,11 @@ from byhand import LLM
 from byhand.checkpoint import open_checkpoint
 from byhand.cli.main import main
 from byhand.convert import convert
-from byhand.errors import BadWeights, ByhandError, CheckpointError, CheckpointNotFound, UnknownArchitecture
+from byhand.errors import BadConfig, BadWeights, ByhandError, CheckpointError, CheckpointNotFound, UnknownArchitecture
 from byhand.kernels import backend
+from byhand.lookalikes import explain_repository
 from byhand.models import build
+from byhand.text.template import read_sources
 from tests.checkpoints import greedy, open_model, random_prompt, rewrite_config, rewrite_tensors, tiny, to_pickle
 
 PROMPTS = [random_prompt(128, 9, seed=1)]
@@ -48,13 +50,20 @@ WRAPPED: dict[str, Callable[[str], str]] = {
     "_orig_mod.": lambda name: f"_orig_mod.{name}",
     "_orig_mod.module.": lambda name: f"_orig_mod.module.{name}",
     "module._orig_mod.": lambda name: f"module._orig_mod.{name}",
+    "_fsdp_wrapped_module.": lambda name: f"_fsdp_wrapped_module.{name}",
+    "_checkpoint_wrapped_module.": lambda name: f"_checkpoint_wrapped_module.{name}",
+    "base_model.model.": lambda name: f"base_model.model.{name}",
+    "module.base_model.model.": lambda name: f"module.base_model.model.{name}",
     "each block": lambda name: re.sub(r"(\.\d+\.)", r"\1_orig_mod.", name),
     "each block of a wrapped model": lambda name: "module." + re.sub(r"(\.\d+\.)", r"\1_orig_mod.", name),
 }
 
 
 @pytest.mark.parametrize("is_pickle", [False, True], ids=["safetensors", "pickle"])
-@pytest.mark.parametrize(("family", "kind"), [*(("llama", kind) for kind in WRAPPED), ("gpt2", "module.")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [*(("llama", kind) for kind in WRAPPED), ("gpt2", "module."), ("gpt2", "base_model.model.")],
+)
 def test_wrapped_names_open(family: str, kind: str, is_pickle: bool, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "old", family)
     expected = greedy(open_model(folder), PROMPTS, 6)
@@ -70,8 +79,15 @@ def test_wrapped_names_open(family: str, kind: str, is_pickle: bool, tmp_path: P
     model = build(open_checkpoint(folder), backend("reference"), note=notes.append)
     assert greedy(model, PROMPTS, 6) == expected
     [note] = notes
-    parts = WRAPPED[kind]("a.1.b").split(".")
-    assert ("`module.`" in note, "`_orig_mod.`" in note) == ("module" in parts, "_orig_mod" in parts)
+    wrapped = f".{WRAPPED[kind]('a.1.b')}"
+    for wrapper in (
+        "module.",
+        "_orig_mod.",
+        "_fsdp_wrapped_module.",
+        "_checkpoint_wrapped_module.",
+        "base_model.model.",
+    ):
+        assert (f"`{wrapper}`" in note) == (f".{wrapper}" in wrapped)
 
 
 def test_the_note_of_wrapped_names_is_told(folder: Path, tmp_path: Path) -> None:
@@ -91,6 +107,22 @@ def test_one_name_in_two_wrappings_is_refused(folder: Path) -> None:
     rewrite_tensors(folder, lambda tensors: tensors | {"module.model.norm.weight": torch.ones(48)})
     with pytest.raises(BadWeights, match=r"`model\.norm\.weight` lies twice in model\.safetensors"):
         open_model(folder)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "module.base_model.model."])
+@pytest.mark.parametrize(
+    "part", ["lora_A.default.weight", "lora_B.weight", "lora_embedding_A.default", "base_layer.weight"]
+)
+def test_parts_of_an_adapter_among_the_weights(part: str, prefix: str, folder: Path) -> None:
+    def unmerged(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {prefix + name: tensor for name, tensor in tensors.items()} | {f"{prefix}model.a.{part}": torch.ones(1)}
+
+    rewrite_tensors(folder, unmerged)
+    sentence = refusal(BadWeights, lambda: open_model(folder))
+    assert sentence.startswith(
+        f"{folder / 'model.safetensors'} holds a LoRA adapter's `model.a.{part}`, not a whole model"
+    )
+    assert "merge_and_unload" in sentence
 
 
 # ---- pointers of git-LFS ------------------------------------------------------------------------------------------
@@ -117,6 +149,24 @@ def test_a_pointer_in_place_of_an_older_tokenizer(name: str, tmp_path: Path) -> 
     assert LLM(folder).tokenize("ab")[0].id == 2
     (folder / name).write_text(POINTER)
     assert f"{folder / name} is a git-LFS pointer" in refusal(CheckpointError, lambda: LLM(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "chat_template.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_a_pointer_in_place_of_a_template(name: str, folder: Path) -> None:
+    for other in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        other.unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(POINTER)
+    sentence = refusal(BadConfig, lambda: read_sources(folder))
+    assert sentence.startswith(f"{folder / name} is a git-LFS pointer, not the file itself")
 
 
 def test_a_pointer_among_shards(folder: Path) -> None:
@@ -167,6 +217,54 @@ def test_a_gguf_file(config: bool, folder: Path) -> None:
         sentence = refusal(CheckpointNotFound, lambda source=source: open_checkpoint(source))  # type: ignore[misc]
         assert sentence.startswith(f"{file} is a GGUF file, llama.cpp's format, which byhand does not read")
         assert "safetensors" in sentence
+
+
+@pytest.mark.parametrize("config", [False, True], ids=["no config.json", "config.json"])
+def test_a_gguf_file_in_upper_case(config: bool, folder: Path) -> None:
+    file = bare(folder, config=config) / "M.GGUF"
+    file.write_bytes(b"")
+    for source in (file, folder):
+        sentence = refusal(CheckpointNotFound, lambda source=source: open_checkpoint(source))  # type: ignore[misc]
+        assert sentence.startswith(f"{file} is a GGUF file, llama.cpp's format")
+    assert "M.GGUF: a GGUF file" in str(explain_repository("org/model", ["README.md", "M.GGUF"]))
+
+
+OTHERS = {
+    "gguf": (b"GGUF\x03\x00\x00\x00", "is a GGUF file, llama.cpp's format, which byhand does not read"),
+    "html": (b"\n<!DOCTYPE html>\n<html><title>404</title>", "begins like an HTML page"),
+    "html with a mark": (b"\xef\xbb\xbf<HTML lang=en>", "begins like an HTML page"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "shard-1.safetensors"])
+def test_another_kind_of_file_by_a_name_of_weights(name: str, kind: str, folder: Path) -> None:
+    content, words = OTHERS[kind]
+    (bare(folder) / name).write_bytes(content)
+    if name.startswith("shard"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    for source in (folder, folder / name):
+        sentence = refusal(CheckpointError, lambda source=source: open_checkpoint(source))  # type: ignore[misc]
+        assert sentence.startswith(f"{folder / name} {words}")
+    (folder / "config.json").unlink()
+    assert words in refusal(CheckpointError, lambda: open_checkpoint(folder / name))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_a_page_in_place_of_a_file(name: str, folder: Path) -> None:
+    if name.endswith("index.json"):
+        bare(folder)
+    (folder / name).write_bytes(OTHERS["html"][0])
+    assert refusal(CheckpointError, lambda: LLM(folder)).startswith(f"{folder / name} begins like an HTML page")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "M.gguf", "tuned.safetensors"]
+)
+def test_a_folder_by_a_name_of_weights(name: str, folder: Path) -> None:
+    (bare(folder) / name).mkdir()
+    sentence = refusal(CheckpointNotFound, lambda: open_checkpoint(folder))
+    assert sentence.startswith(f"{folder / name} is a folder, where a file of weights should be")
 
 
 def test_a_gguf_file_by_another_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from byhand.checkpoint import open_checkpoint
 from byhand.cli.main import main
 from byhand.engine.limits import Limits
 from byhand.errors import BadRequest
-from byhand.sampling.suggested import suggested
+from byhand.sampling.suggested import NUMBERS, suggested
 from byhand.server.defaults import suggested as suggested_to
 from byhand.server.defaults import with_defaults
 from tests.checkpoints import judge, rewrite_config
@@ -46,7 +47,6 @@ def values(config: dict[str, Any]) -> dict[str, Any]:
         ({"top_k": 50.0}, {"top_k": 50}),
         ({"top_p": None}, {}),
         ({"top_p": 1}, {}),
-        ({"top_p": 1.5}, {}),
         ({"top_p": 0.0}, {"top_k": 1}),  # transformers keeps the best token then
         ({"top_p": 0.0, "top_k": 5}, {"top_k": 1}),
         ({"min_p": 0}, {}),
@@ -95,6 +95,11 @@ def test_what_transformers_writes_by_itself_says_nothing() -> None:
         {"temperature": True},
         {"temperature": -1.0},
         {"temperature": 1e9},
+        *({name: inf} for name in NUMBERS),
+        *({name: -inf} for name in NUMBERS),
+        {"top_p": 2},
+        {"top_p": 1.5},
+        {"typical_p": 1.01},
         {"temperature": float("nan")},
         {"top_k": "many"},
         {"top_k": 2.5},
@@ -131,6 +136,9 @@ def test_what_transformers_writes_by_itself_says_nothing() -> None:
         {"eos_token_id": "</s>"},
         {"eos_token_id": [1, -2]},
         {"something_new": "x"},
+        {"suppress_tokens": list(range(384))},
+        {"suppress_tokens": list(range(500))},
+        {"bad_words_ids": [[token] for token in range(384)]},
         {"token_healing": True},
     ],
 )
@@ -140,7 +148,53 @@ def test_what_is_left_out_is_named(config: dict[str, Any]) -> None:
     [name] = config
     assert len(left_out) == 1
     assert name in left_out[0]
-    assert SamplingParams.from_checkpoint({"do_sample": True, **config}) == SamplingParams(temperature=1.0)
+    params = SamplingParams.from_checkpoint({"do_sample": True, **config}, vocab_size=384)
+    assert params == SamplingParams(temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"suppress_tokens": list(range(200)), "bad_words_ids": [[token] for token in range(200, 384)]},
+        {"suppress_tokens": [token for token in range(384) if token != 7], "eos_token_id": 7},
+        {"bad_words_ids": [[token] for token in range(384)], "eos_token_id": [1, 7]},
+    ],
+    ids=["two lists", "all but the end", "all but the ends"],
+)
+def test_bans_that_leave_nothing_to_say_are_left_out(config: dict[str, Any]) -> None:
+    found, left_out = suggested(config, vocab_size=384, context_length=256)
+    assert found == {}
+    assert [line.split()[0] for line in left_out] == [name for name in config if name != "eos_token_id"]
+    assert all("leaves no token" in line for line in left_out)
+
+
+def test_bans_that_leave_one_token_hold() -> None:
+    assert len(values({"suppress_tokens": list(range(383))})["banned_ids"]) == 383
+
+
+@pytest.mark.parametrize(
+    ("value", "samples", "named"),
+    [
+        (1.0, True, False),
+        (1, True, False),
+        (0.0, False, False),
+        (2, False, True),
+        (0.5, False, True),
+        ("1", False, True),
+    ],
+)
+def test_do_sample_is_applied_or_named_never_both(value: Any, samples: bool, named: bool) -> None:
+    found, left_out = suggested({"do_sample": value}, 384, 256)
+    assert found == ({"temperature": 1.0} if samples else {})
+    assert bool(left_out) == named
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x\n\x1b[31m" * 900])
+def test_a_long_name_is_cut(name: str) -> None:
+    [line] = suggested({name: "y"}, 384, 256)[1]
+    assert len(line) < 100
+    assert line.isprintable()
+    assert line.startswith("x")
 
 
 def test_of_a_list_what_is_understood_is_kept() -> None:
@@ -222,6 +276,19 @@ def test_what_is_left_out_is_told_once(folder: Path) -> None:
     assert line == llm.notes[-1]
     assert line.startswith("of generation_config.json byhand leaves out ")
     assert all(words in line for words in ("num_beams 4", "top_k 'many'", "max_length 100"))
+
+
+def test_the_note_of_many_fields_is_cut(folder: Path) -> None:
+    llm = LLM(hint(folder, {f"field_{place}": "x" for place in range(1000)}))
+    llm.checkpoint_params()
+    assert "field_0 'x', field_1 'x'" in llm.notes[-1]
+    assert llm.notes[-1].endswith(" and 980 more")
+
+
+def test_a_run_with_every_token_suppressed_is_answered(folder: Path) -> None:
+    llm = LLM(hint(folder, {"suppress_tokens": list(range(1000))}))
+    assert len(llm.generate(PROMPT, llm.checkpoint_params(max_tokens=2, ignore_eos=True)).ids) == 2  # type: ignore[union-attr]
+    assert "suppress_tokens [0, 1, 2" in llm.notes[-1]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "null", "[" * 100_000, "version https://git-lfs.github.com/spec/v1\n"])

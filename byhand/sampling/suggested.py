@@ -37,6 +37,7 @@ PREFIXES = (
 )  # fmt: skip
 # What transformers assumes where nobody says a length.
 MAX_LENGTH = 20
+NAME_SHOWN = 40  # characters of a field's name
 
 
 def suggested(
@@ -57,7 +58,12 @@ def suggested(
         else:
             understood = _says_nothing(name, value, context_length)
         if not understood:
-            left_out.append(f"{name} {shown(value)}")
+            left_out.append(f"{_shown_name(name)} {shown(value)}")
+    ends = [token for token in _as_list(config.get("eos_token_id")) if _is_id(token)]
+    if vocab_size is not None and not _leaves_any(found.get("banned_ids", []), ends, vocab_size):
+        del found["banned_ids"]
+        bans = [name for name in config if LISTS.get(name) == "banned_ids" and config[name]]
+        left_out += [f"{name} {shown(config[name])}, which leaves no token to say" for name in bans]
     if samples and _is_number(config.get("top_p")) and config["top_p"] == 0:
         found["top_k"] = 1  # the smallest set that transformers keeps is the best token
     return found, left_out
@@ -81,9 +87,10 @@ def _read_number(found: dict[str, Any], name: str, value: Any) -> bool:
     ours, low, high = NUMBERS[name]
     if value is None:
         return True
-    if not _is_number(value):
+    # transformers lets a share above 1 do nothing; who writes one means something else.
+    if not _is_number(value) or value in (inf, -inf) or value > high:
         return False
-    if value <= low or value >= high or (name == "top_p" and value == 0):
+    if value <= low or value == high or (name == "top_p" and value == 0):
         return True
     info = next(info for info in fields_table() if info.name == ours)
     if info.kind == "integer" and isinstance(value, float) and value.is_integer():
@@ -125,7 +132,7 @@ def _says_nothing(name: str, value: Any, context_length: int | None) -> bool:
     if name in ("eos_token_id", "bos_token_id"):
         return all(_is_id(token) for token in _as_list(value))
     if name == "do_sample":
-        return value is None or isinstance(value, bool | int)
+        return value is None or value in (0, 1)
     if name == "max_length":
         reaches_all = context_length is not None and _is_number(value) and value >= context_length
         return reaches_all or value is None or value == MAX_LENGTH
@@ -133,6 +140,16 @@ def _says_nothing(name: str, value: Any, context_length: int | None) -> bool:
         return True
     is_one = _is_number(value) and value == 1 and not name.endswith("_id")
     return not value or is_one
+
+
+def _leaves_any(banned: list[int], ends: list[int], vocab_size: int) -> bool:
+    """Whether a ban leaves a token that is no end; only a ban of as many is compared with the whole vocabulary."""
+    taken = {*banned, *ends} if banned else set()
+    return len(taken) < vocab_size or not taken.issuperset(range(vocab_size))
+
+
+def _shown_name(name: str) -> str:
+    return name if name.isprintable() and len(name) <= NAME_SHOWN else f"{repr(name[:NAME_SHOWN])[1:-1]}..."
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
 from byhand.errors import BadConfig, ByhandError, CheckpointError
-from byhand.lookalikes import check_no_pointer
+from byhand.lookalikes import check_itself
 from byhand.text.files import AddedEntry, TokenizerFiles
 
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ def load_backend(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str,
     """The tokenizer of a folder, with its named special tokens (`bos_token`, ...), defaults filled in."""
     named = files.named_tokens()
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-        check_no_pointer(files.folder / name, BadConfig)
+        check_itself(files.folder / name, BadConfig)
     if files.has("tokenizer.json"):
         backend = _from_tokenizer_json(files)
         _add_missing(backend, files, named)

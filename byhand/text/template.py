@@ -11,6 +11,7 @@ from typing import Any
 
 from byhand.checkpoint import read_json_object
 from byhand.errors import BadConfig, BadRequest, TemplateError
+from byhand.lookalikes import check_itself
 from byhand.text.messages import check_messages, check_roles, check_tools, plain
 from byhand.text.renderer import Renderer
 from byhand.text.tokenizer import Tokenizer
@@ -117,6 +118,7 @@ def _named_sources(value: Any, place: str) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
+    check_itself(path, BadConfig)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
