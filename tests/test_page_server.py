@@ -68,6 +68,11 @@ def test_the_page_needs_no_key_and_the_rest_does(embedded: LLM, opened: Any) -> 
         assert running.get("/v1/models").status == 401
         reader = Reader(context.new_page(), f"http://127.0.0.1:{running.port}")
         reader.page.goto(reader.url)
+        reader.page.click("#view-chat")
+        reader.page.fill("#chat-text", "Name a color.")
+        reader.page.keyboard.press("Enter")
+        expect(reader.page.locator("#banner .error")).to_contain_text("the server is not connected")
+        reader.page.click("#view-strip")
         reader.page.get_by_label("API key").fill("sesame-open-0123")
         reader.page.get_by_role("button", name="Use it").click()
         expect(reader.page.locator("#model meter")).to_be_visible()
@@ -289,7 +294,7 @@ def test_the_servers_death_is_told_and_survived(embedded: LLM, opened: Any) -> N
     second = serve(embedded, port=first.port, grace=1.0)
     try:
         second.worker.opened.result(60)
-        expect(reader.page.locator("#banner")).to_contain_text("The server was started anew")
+        expect(reader.page.locator("#banner")).to_contain_text("The server has these runs no more: it was started anew")
         assert reader.tokens == before
         reader.step(2)
         completion = embedded.generate("A list of colors: red", SamplingParams(max_tokens=5))

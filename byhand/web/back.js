@@ -48,10 +48,15 @@ export class Back {
     for (const { run } of runs) await live.send('record', { run }).catch(() => null);
     store.dispatch({ event: 'orphaned', recordOf, names: names.filter((name) => !runs.some(({ run }) => run === name)) });
     if (saved) this.showAgain(saved.current);
-    if (!runs.length && names.some((name) => store.state.runs[name])) this.controller.say('The server was started anew. What is on screen is kept, and the next step takes it there.');
+    if (!runs.length && names.some((name) => store.state.runs[name])) this.controller.say(`${this.whyGone()} What is on screen is kept, and the next step takes it there.`);
     this.tellLost(names);
     this.chat.returned();
     this.remember();
+  }
+
+  whyGone() {
+    if (this.live.isTakenOver) return 'Another tab has taken these runs over.';
+    return `The server has these runs no more: it was started anew, or not heard of for ${this.store.state.limits.resume_seconds} seconds.`;
   }
 
   /** The run that was looked at, now that it is live; its place stays selected. */

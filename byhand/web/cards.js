@@ -1,6 +1,7 @@
 // Short cards beside live numbers, one at a time. Each is done when the reader does the thing, and never comes back.
 
 import { byId, el, fill, milliseconds, pieceText } from './dom.js';
+import { store, stored } from './keep.js';
 import { isOfRecord, shown } from './state.js';
 
 const hasReadings = (run) => Object.keys(run.readings).length > 0;
@@ -29,9 +30,9 @@ function titleOf({ title }, run) {
 /** Which cards were done on an earlier visit. */
 export function doneBefore() {
   try {
-    return JSON.parse(localStorage.getItem(KEY) ?? '{}');
+    return JSON.parse(stored('localStorage', KEY) ?? '{}');
   } catch {
-    return {}; // a browser that keeps nothing shows the cards again
+    return {}; // damaged: the cards are shown again
   }
 }
 
@@ -71,10 +72,6 @@ export class Cards {
 
   save(done) {
     this.saved = done;
-    try {
-      localStorage.setItem(KEY, JSON.stringify(done));
-    } catch {
-      this.saved = done; // nothing is kept; nothing else depends on it
-    }
+    store('localStorage', KEY, JSON.stringify(done));
   }
 }

@@ -119,6 +119,7 @@ export class Chat {
   /** Half of a page's places in the engine are for the newest answers; older ones are kept here, as records. */
   async shelveOld() {
     const { order, runs, limits } = this.store.state;
+    if (!limits) return;
     const open = order.filter((name) => runs[name].isChat && runs[name].source === 'live');
     for (const name of open.slice(0, -Math.ceil(limits.live_runs / 2))) await this.controller.shelve(name);
   }

@@ -51,12 +51,13 @@ function limitNodes(state, run, typical) {
   full.style.width = `${Math.min(100, (own / limit) * 100)}%`;
   return [
     el('div', { class: 'limit', id: 'limit' }, el('span', { class: 'bars', 'aria-hidden': 'true' }, el('i', { class: 'bar raw whole' }), full),
-      el('p', {}, el('b', { text: `${percent(own / limit)}`, title: String(own / limit) }), ' of what this machine’s memory allows')),
+      el('p', {}, el('b', { text: own > limit ? `${Math.round((own / limit) * 100)} %` : percent(own / limit), title: String(own / limit) }), ' of what this machine’s memory allows')),
+    own > limit ? el('p', { class: 'empty', text: 'More than memory can be read for: so small a model stays in the processor’s own caches.' }) : null,
     el('p', { class: 'figures' },
       el('span', { title: String(bytes) }, 'a token reads ', el('b', { text: size(bytes) }), ' of weights ', made('measured', 'bench/wall.py', 'read_bytes')),
       el('span', { title: String(rate) }, `${device === 'cpu' ? 'memory' : device} reads `, el('b', { text: `${(rate / 1e9).toFixed(1)} GB/s` }), ' ', made('measured', 'bench/wall.py', 'read_rate')),
       el('span', { title: String(limit) }, 'so at most ', el('b', { text: `${thousands(limit)} tokens/s` }), ' ', made('derived', 'bench/wall.py', 'wall'))),
-  ];
+  ].filter(Boolean);
 }
 
 const thousands = (value) => Math.round(value).toLocaleString('en');

@@ -7,12 +7,31 @@ const KEY = 'byhand.session';
 const LONGEST = 3_000_000; // characters in all: a tab may keep about five million, and in a text within a text quotes take two
 const SHORTEST_STEP = 500; // characters: a run that cannot fit is not even written out
 
+/** What a browser keeps under this name, or nothing: some keep nothing, and say so with an exception. */
+export function stored(storage, name) {
+  try {
+    return window[storage].getItem(name);
+  } catch {
+    return null; // the page is as on a first visit
+  }
+}
+
+/** Have something kept; whether it is. */
+export function store(storage, name, text) {
+  try {
+    window[storage].setItem(name, text);
+    return true;
+  } catch {
+    return false; // forbidden, or more than the browser keeps
+  }
+}
+
 /** What was kept in this tab, or nothing. */
 export function kept() {
   try {
-    return JSON.parse(sessionStorage.getItem(KEY) ?? 'null');
+    return JSON.parse(stored('sessionStorage', KEY) ?? 'null');
   } catch {
-    return null; // damaged or forbidden: the page opens as on a first visit
+    return null; // damaged: the page opens as on a first visit
   }
 }
 
@@ -42,14 +61,7 @@ function documentsOf({ order, runs, current }, room) {
   return documents;
 }
 
-function wrote(values) {
-  try {
-    sessionStorage.setItem(KEY, JSON.stringify(values));
-    return true;
-  } catch {
-    return false; // more than this browser keeps for a tab: less is tried
-  }
-}
+const wrote = (values) => store('sessionStorage', KEY, JSON.stringify(values));
 
 /** Keep the state of this tab. `pending` is what was kept before and has not come back yet. */
 export function keep(state, resume, chat, pending) {
@@ -60,6 +72,5 @@ export function keep(state, resume, chat, pending) {
   const least = { resume, order: [...awaited, ...order], runs: { ...known, ...pending?.runs }, current: state.current, said: state.said, speed: state.speed };
   const small = { ...least, chat: messages };
   const documents = documentsOf({ ...state, order }, LONGEST - JSON.stringify(small).length);
-  if (wrote({ ...small, documents }) || wrote(small) || wrote({ ...least, isCut: true })) return;
-  sessionStorage.removeItem(KEY); // nothing may be kept here
+  if (!wrote({ ...small, documents }) && !wrote(small)) wrote({ ...least, isCut: true });
 }

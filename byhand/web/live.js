@@ -8,13 +8,14 @@ const ENDS = {
   switch: ['switched'], set: ['set'], logits: ['logits'], tree: ['tree'], record: ['record'], resume: ['resumed'],
   machine: ['machine'],
 };
+const TAKEN_OVER = 4000; // another connection has asked for this one's runs
 const WAITS = [500, 1000, 2000, 4000];
 
-/** What the server answered with an error frame. */
+/** What the server answered with an error frame. `run` is the one that stands still because of it. */
 export class LiveError extends Error {
-  constructor(frame) {
-    super(frame.message);
-    this.code = frame.code;
+  constructor({ message, code }, run = null) {
+    super(message);
+    Object.assign(this, { code, run });
   }
 }
 
@@ -39,7 +40,10 @@ export class Live {
     const socket = new WebSocket(address, protocols(this.key()));
     this.socket = socket;
     socket.addEventListener('message', (message) => this.receive(JSON.parse(message.data), message.data));
-    socket.addEventListener('close', () => this.closed(socket));
+    socket.addEventListener('close', ({ code }) => {
+      this.isTakenOver = code === TAKEN_OVER;
+      this.closed(socket);
+    });
   }
 
   get isOpen() {
@@ -67,7 +71,7 @@ export class Live {
     if (pending && frame.event === 'started') pending.run = frame.run;
     this.onFrame(frame);
     if (pending && frame.event === 'started') pending.onStarted(frame);
-    if (pending && frame.event === 'error') this.settle(frame.id, (waiting) => waiting.reject(new LiveError(frame)));
+    if (pending && frame.event === 'error') this.settle(frame.id, ({ op, run, reject }) => reject(new LiveError(frame, ENDS[op] === STANDING ? run : null)));
     else if (pending && ENDS[pending.op].includes(frame.event)) this.settle(frame.id, (waiting) => waiting.resolve(frame));
     if (STANDING.includes(frame.event)) this.settleStanding(frame);
   }

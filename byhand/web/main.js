@@ -10,6 +10,7 @@ import { Cost } from './cost.js';
 import { Crank } from './crank.js';
 import { byId, el, fill } from './dom.js';
 import { Ending, Wire } from './ending.js';
+import { store as keepText, stored } from './keep.js';
 import { Keys } from './keys.js';
 import { Live } from './live.js';
 import { Next } from './next.js';
@@ -24,7 +25,7 @@ const LONGEST_WIRE = 400;
 const PANELS = [['settings', 'Settings'], ['tree', 'Tree'], ['cost', 'Cost'], ['ending', 'Ending'], ['wire', 'Wire']];
 
 const store = new Store();
-const memory = { key: sessionStorage.getItem('byhand.key'), link: null, hasArrived: false };
+const memory = { key: stored('sessionStorage', 'byhand.key'), link: null, hasArrived: false };
 const live = new Live({
   key: () => memory.key,
   onFrame: (frame) => receive(frame),
@@ -101,7 +102,7 @@ function askKey() {
   form.addEventListener('submit', (event) => {
     event.preventDefault();
     memory.key = field.value;
-    sessionStorage.setItem('byhand.key', field.value);
+    keepText('sessionStorage', 'byhand.key', field.value);
     store.put({ connection: 'connecting' });
     live.connect();
   });
@@ -222,7 +223,7 @@ function buildTabs() {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem('byhand.theme', theme);
+  keepText('localStorage', 'byhand.theme', theme);
 }
 
 function isDark() {
@@ -306,7 +307,7 @@ async function openFirst() {
   store.put(values);
 }
 
-if (localStorage.getItem('byhand.theme')) document.documentElement.dataset.theme = localStorage.getItem('byhand.theme');
+if (stored('localStorage', 'byhand.theme')) document.documentElement.dataset.theme = stored('localStorage', 'byhand.theme');
 buildTabs();
 listen();
 controller.busy(1);

@@ -30,6 +30,7 @@ export class Records {
     try {
       return await action();
     } catch (error) {
+      if (error.run) this.store.dispatch({ event: 'run', name: error.run, values: (run) => (run.status === 'running' ? { status: 'paused' } : {}) });
       this.say(error instanceof Error ? error.message : String(error), 'error', { code: error.code, way: error.way });
       return null;
     } finally {
