@@ -88,6 +88,7 @@ class Reader:
 
     def step(self, count: int = 1) -> Reader:
         """Press → this often, and see that many tokens come."""
+        self.rest()
         for _ in range(count):
             before = self.page.locator(".cell").count()
             self.press("ArrowRight")

@@ -107,6 +107,8 @@ def test_only_what_was_read_is_said_to_be(reader: Reader) -> None:
     expect(moral).to_contain_text("the model read it, too")
     reader.press("Escape", "ArrowLeft")
     expect(moral).to_contain_text("The prediction after the last token")
+    reader.greedy().press(" ")
+    expect(moral).to_contain_text("the run ended with it: no pass reads it")
 
 
 # Whose it is.

@@ -174,6 +174,7 @@ function moral(run, at) {
   if (at < run.promptLength) return 'Each prediction continues everything before it, and nothing after. Read in a row they are gibberish; read like this, each makes sense.';
   if (at === run.promptLength) return 'Only this prediction continues the whole prompt. It is the one that is kept.';
   if (at === run.tokens.length) return 'The prediction after the last token: whatever comes is appended, and read in the next pass.';
+  if (at === run.tokens.length - 1 && run.finish) return 'The token that came was appended, and the run ended with it: no pass reads it.';
   if (at === run.tokens.length - 1 && run.isFresh) return 'The token that came was appended. The next pass reads it, too: one more position in the cache.';
   return 'The token that came was appended, and the model read it, too: one more position in the cache.';
 }
