@@ -44,6 +44,7 @@ test: $(VENV)/.test suite
 
 suite:
 	@$(FIND_BROWSER) && \
+	$(BIN)/python -m tests.ready && \
 	$(PYTEST) -m "$(WHERE) not full and not timed" -n auto && \
 	$(PYTEST) -m "$(WHERE) not full" -n auto --kernels cpu tests/test_models.py && \
 	$(PYTEST) -m "$(WHERE) timed" tests/test_cli.py tests/test_compiled.py tests/test_page_server.py
