@@ -438,6 +438,24 @@ def test_answers_can_be_opened_after_a_reload(reader: Reader) -> None:
         assert "".join(reader.tokens).removesuffix("</s>").endswith(visible(words[index]))
 
 
+def test_an_answer_under_way_has_all_its_words_after_a_reload(reader: Reader) -> None:
+    page = reader.visit().page
+    page.locator("#set-temperature").fill("2")  # so hot that it goes on for long, as a rule
+    page.click("#view-chat")
+    page.fill("#chat-text", "Tell me a story about a dog.")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.assistant .words")).not_to_be_empty()
+    page.reload()
+    reader.rest()
+    expect(page.locator("#chat-send")).to_have_text("Send")
+    words = page.locator(".message.assistant .words").text_content() or ""
+    page.get_by_role("button", name="open message 2 in the strip").click()
+    reader.rest()
+    shown = "".join(page.locator(".cell.continuation .piece").all_text_contents())
+    assert words.strip()
+    assert words.isascii() is False or shown.removesuffix("</s>") == visible(words)
+
+
 def test_old_answers_leave_the_engine_and_can_still_be_opened(embedded: LLM, opened: Any) -> None:
     running = served(embedded, may_keep_runs=True, limits=Limits(live_runs=3))
     with reader_of(next(running), opened) as reader:

@@ -20,9 +20,9 @@ export class Back {
     if (!saved) return;
     for (const name of saved.order) {
       const { source, ...run } = saved.runs[name];
-      const document = saved.documents?.[name];
+      const whole = saved.documents?.[name];
       const values = { ...run, isOrphan: run.isOrphan || source === 'live' };
-      if (document) this.controller.put(document.text, { name, count: document.count, values });
+      if (whole) this.controller.put(whole.text, { name, count: whole.count, values });
     }
     this.controller.show(store.state.runs[saved.current] ? saved.current : store.state.current);
     store.put({ said: saved.said, speed: saved.speed });
@@ -51,6 +51,7 @@ export class Back {
     if (!runs.length && names.some((name) => store.state.runs[name])) this.controller.say(`${this.whyGone()} What is on screen is kept, and the next step takes it there.`);
     this.tellLost(names);
     this.chat.returned();
+    if (store.state.panel === 'tree') this.controller.refreshTree();
     this.remember();
   }
 

@@ -55,8 +55,8 @@ export class Chat {
   /** The runs are there again: an answer that was being written has the words that came meanwhile. */
   returned() {
     const last = this.messages.at(-1);
-    if (this.runOf(last)?.steps.length) last.content = textOf(this.runOf(last));
-    this.draw();
+    if (last?.isUnderWay && this.runOf(last)) this.settle(last);
+    else this.draw();
   }
 
   clear() {
@@ -92,7 +92,7 @@ export class Chat {
 
   /** Ask for an answer to all that stands there. */
   async answer() {
-    const message = { role: 'assistant', content: '', run: null };
+    const message = { role: 'assistant', content: '', run: null, isUnderWay: true };
     const asked = this.plain();
     this.messages.push(message);
     this.asking = message;
@@ -111,6 +111,7 @@ export class Chat {
   settle(message) {
     const run = this.runOf(message);
     if (run) message.content = textOf(run);
+    message.isUnderWay = false;
     if (this.asking === message) this.asking = null;
     if (!message.run) this.messages = this.messages.filter((one) => one !== message);
     this.draw();

@@ -3,7 +3,7 @@
 import { recordOf } from './record.js';
 import { runNamed } from './state.js';
 
-const KEY = 'byhand.session';
+const KEY = 'byhand.session.2'; // what an earlier version kept is not read
 const LONGEST = 3_000_000; // characters in all: a tab may keep about five million, and in a text within a text quotes take two
 const SHORTEST_STEP = 500; // characters: a run that cannot fit is not even written out
 

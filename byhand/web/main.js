@@ -55,6 +55,7 @@ function receive(frame) {
   store.dispatch(frame);
   if (frame.event !== 'hello') return;
   if (store.state.panel === 'cost') controller.askMachine();
+  if (store.state.panel === 'tree') controller.refreshTree();
   back.greeted(frame);
   arrived();
 }
