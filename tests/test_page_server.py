@@ -23,7 +23,7 @@ from tests.serving import Running, serve
 WEB = Path(__file__).parents[1] / "byhand" / "web"
 LONG = 2000
 BOUND = 50.0  # ms: what the browser calls a long task
-ROUNDS = 3
+ROUNDS = 8
 
 
 def best_median(measure: Callable[[], float], bound: float, count: int = 3) -> float:
