@@ -69,12 +69,13 @@ def unknown_architecture(folder: Path, name: str, known: Iterable[str]) -> Unkno
 
 def check_itself(file: Path, error: type[CheckpointError]) -> None:
     """Refuse what a clone without git-LFS, or a failed download, leaves in place of a file."""
-    if _beginning(file).startswith(_POINTER):
+    beginning = _beginning(file)
+    if beginning.startswith(_POINTER):
         raise error(
             f"{file} is a git-LFS pointer, not the file itself",
             hint="`git lfs pull` in its folder fetches the file, and so does opening the model by its hub id",
         )
-    if _beginning(file).removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGE):
+    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGE):
         raise error(
             f"{file} begins like an HTML page: its download failed, and this is what the site said instead",
             hint="fetch it again, or open the model by its hub id",

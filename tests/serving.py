@@ -21,7 +21,8 @@ from byhand import LLM
 from byhand.engine.limits import Limits
 from byhand.engine.worker import Worker
 from byhand.server.guard import Rules
-from byhand.server.life import Server, Settings
+from byhand.server.life import Server
+from byhand.server.listening import listen
 
 
 @dataclass
@@ -135,24 +136,18 @@ def serve(
     rules: Rules | None = None,
     name: str = "byhand-tiny",
     protocol: type | None = None,
-    **settings: Any,
+    port: int = 0,
+    grace: float = 30.0,
 ) -> Running:
-    """Start a server in a thread and wait until it listens; the model may still be opening."""
+    """Start a server that listens, in a thread, and wait until it runs; the model may still be opening."""
     worker = Worker(opener, limits or Limits())
-    address: list[str] = []
-    listening = threading.Event()
-
-    def ready(url: str) -> None:
-        address.append(url)
-        listening.set()
-
+    sockets = listen("127.0.0.1", port)
     options = {} if protocol is None else {"http": protocol}
-    server = Server(worker, name, rules or Rules(), Settings(**{"port": 0, **settings}), ready, **options)
-    thread = threading.Thread(target=server.run, name="test server", daemon=True)
+    server = Server(worker, name, rules or Rules(), grace=grace, **options)
+    thread = threading.Thread(target=server.run, args=[sockets], name="test server", daemon=True)
     thread.start()
-    assert listening.wait(30)
-    port = int(address[0].rpartition(":")[2])
-    return Running(port, worker=worker, server=server, thread=thread)
+    assert until(lambda: server.started, 30)
+    return Running(sockets[0].getsockname()[1], worker=worker, server=server, thread=thread)
 
 
 def until(claim: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -210,22 +210,17 @@ def test_an_adapter_beside_a_whole_model_is_noted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [False, True], ids=["no config.json", "config.json"])
-def test_a_gguf_file(config: bool, folder: Path) -> None:
-    file = bare(folder, config=config) / "tiny-Q4_K_M.gguf"
-    file.write_bytes(b"GGUF\x03\x00\x00\x00")
+@pytest.mark.parametrize(("name", "content"), [("tiny-Q4_K_M.gguf", b"GGUF\x03\x00\x00\x00"), ("M.GGUF", b"")])
+def test_a_gguf_file(name: str, content: bytes, config: bool, folder: Path) -> None:
+    file = bare(folder, config=config) / name
+    file.write_bytes(content)
     for source in (file, folder):
         sentence = refusal(CheckpointNotFound, lambda source=source: open_checkpoint(source))  # type: ignore[misc]
         assert sentence.startswith(f"{file} is a GGUF file, llama.cpp's format, which byhand does not read")
         assert "safetensors" in sentence
 
 
-@pytest.mark.parametrize("config", [False, True], ids=["no config.json", "config.json"])
-def test_a_gguf_file_in_upper_case(config: bool, folder: Path) -> None:
-    file = bare(folder, config=config) / "M.GGUF"
-    file.write_bytes(b"")
-    for source in (file, folder):
-        sentence = refusal(CheckpointNotFound, lambda source=source: open_checkpoint(source))  # type: ignore[misc]
-        assert sentence.startswith(f"{file} is a GGUF file, llama.cpp's format")
+def test_a_gguf_file_of_the_hub_in_upper_case() -> None:
     assert "M.GGUF: a GGUF file" in str(explain_repository("org/model", ["README.md", "M.GGUF"]))
 
 

@@ -29,7 +29,7 @@ class Machine:
         patch.setattr(chromium, "APPLICATIONS", ())
         patch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in {*self.has, "apt-get"} else None)
         patch.setattr(os, "geteuid", lambda: self.user)
-        patch.setattr(chromium, "WAYS", (chromium.of_the_system, chromium.of_playwright, *chromium.WAYS[2:]))
+        patch.setattr(chromium, "WAYS", tuple(getattr(chromium, way.__name__) for way in chromium.WAYS))
 
     def run(self, command: list[str], seconds: int, environment: object = None) -> bool:
         """What fetching gives here."""

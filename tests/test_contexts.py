@@ -28,7 +28,7 @@ from tests.checkpoints import (
     relative_error,
 )
 from tests.conftest import tiny_llama
-from tests.serving import Running, serve
+from tests.serving import Running, served
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 GIVEN = {"original_max_position_embeddings": 64}
@@ -298,9 +298,7 @@ def test_models_shows_it(
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    running = serve(LLM(folder, context=100))
-    yield running
-    running.stop()
+    yield from served(LLM(folder, context=100), may_keep_runs=True)
 
 
 def test_clients_are_told(server: Running, folder: Path) -> None:

@@ -25,7 +25,7 @@ from byhand.sampling.suggested import NUMBERS, suggested
 from byhand.server.defaults import suggested as suggested_to
 from byhand.server.defaults import with_defaults
 from tests.checkpoints import judge, rewrite_config
-from tests.serving import Running, serve
+from tests.serving import Running, served
 
 PROMPT = "the quick brown fox"
 
@@ -371,9 +371,7 @@ def hinted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 @pytest.fixture(scope="module")
 def server(hinted: LLM) -> Iterator[Running]:
-    running = serve(hinted)
-    yield running
-    running.stop()
+    yield from served(hinted, may_keep_runs=True)
 
 
 def test_what_a_request_leaves_open_the_checkpoint_says_and_then_openai(hinted: LLM) -> None:

@@ -12,7 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 from byhand import LLM, SamplingParams, naive
 from byhand.errors import PromptError
 from tests.conftest import tiny_llama
-from tests.serving import Running, serve
+from tests.serving import Running, served
 
 SIZE = 300  # ids of the model; its tokenizer has 318
 WORD = "the quick brown fox jumps"  # none of its words is a token below SIZE
@@ -32,9 +32,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 @pytest.fixture(scope="module")
 def server(llm: LLM) -> Iterator[Running]:
-    running = serve(llm)
-    yield running
-    running.stop()
+    yield from served(llm, may_keep_runs=True)
 
 
 def beyond(llm: LLM) -> str:

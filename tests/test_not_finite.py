@@ -16,7 +16,7 @@ from byhand import LLM, SamplingParams
 from byhand.errors import ByhandError, NotFinite
 from tests.checkpoints import rewrite_tensors
 from tests.conftest import tiny_llama
-from tests.serving import Running, serve
+from tests.serving import Running, served
 
 BAD, GOOD = [0, 200, 40, 41], [0, 40, 41, 42]  # a run that reads token 200 is lost
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -83,9 +83,7 @@ def test_infinity_is_named_too(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(llm: LLM) -> Iterator[Running]:
-    running = serve(llm)
-    yield running
-    running.stop()
+    yield from served(llm, may_keep_runs=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -167,7 +167,7 @@ def _serve(
 ) -> int:
     from byhand.engine.worker import Worker
     from byhand.server import log
-    from byhand.server.life import Server, Settings
+    from byhand.server.life import Server
     from byhand.server.line import LiveLine
 
     log.set_up(arguments.log)
@@ -178,7 +178,7 @@ def _serve(
             talk(f"serving {name} at {url} (Ctrl-C stops)")
 
     try:
-        server = Server(worker, name, rules, Settings(arguments.host, arguments.port, arguments.grace))
+        server = Server(worker, name, rules, grace=arguments.grace)
         worker.opened.add_done_callback(opened)
         with LiveLine(worker) if arguments.log == "none" else nullcontext():
             server.run(sockets)

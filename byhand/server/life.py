@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -17,7 +15,6 @@ import uvicorn
 from byhand.engine.worker import Worker
 from byhand.server.app import create_app
 from byhand.server.guard import Rules
-from byhand.server.listening import url_of
 from byhand.server.live import Live
 from byhand.server.metrics import Metrics
 from byhand.server.protocol import TimedProtocol
@@ -27,38 +24,18 @@ GRACE = 30.0
 LAST_WORDS = 3.0  # seconds for the last frames to be read
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Where the server listens, and how long it waits for what runs when it is told to stop."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grace: float = GRACE
-
-
 class Server(uvicorn.Server):
-    """uvicorn, but a signal means: drain, then exit 0. `ready` is told the address, once."""
+    """uvicorn on sockets that listen already, but a signal means: drain for `grace` seconds, then exit 0."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        name: str,
-        rules: Rules,
-        settings: Settings,
-        ready: Callable[[str], None] = lambda _: None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, worker: Worker, name: str, rules: Rules, *, grace: float = GRACE, **options: Any) -> None:
         self.worker = worker
         self.live = Live(worker, worker.limits)
         self.signals: list[int] = []
-        self._grace = settings.grace
-        self._ready = ready
+        self._grace = grace
         self._ending: asyncio.Task[None] | None = None
         metrics = Metrics(worker, lambda: self.live.connections)
         self.app = create_app(Service(worker, name, metrics), self.live, rules)
         given: dict[str, Any] = {
-            "host": settings.host,
-            "port": settings.port,
             "http": TimedProtocol,
             "ws_max_size": 4 * worker.limits.body_bytes,  # up to here a frame that is too large is told so
             "ws_per_message_deflate": False,  # a third of a megabyte for each connection, and time for each token
@@ -69,11 +46,6 @@ class Server(uvicorn.Server):
             "timeout_graceful_shutdown": int(LAST_WORDS),
         }
         super().__init__(uvicorn.Config(self.app, **{**given, **options}))
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        self._ready(url_of(self.servers[0].sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note a signal; the next tick acts on it. uvicorn would die of it in the end, instead of exiting with 0."""
