@@ -24,13 +24,14 @@ WHERE :=
 FIND_BROWSER := CHROMIUM=$$($(BIN)/python -m tests.chromium) && export CHROMIUM
 endif
 
-.PHONY: demo test suite drift lock check campaign bench screenshots format help clean
+.PHONY: demo test suite drift lock check campaign mutants bench screenshots format help clean
 
 help:
 	@echo "make demo      set up, and see the whole lesson on the model that ships here"
 	@echo "make test      set up, and pass every test (PAGE=no: without those that need a browser)"
 	@echo "make check     format, lint, types"
 	@echo "make campaign  the long runs, whose figures stand in docs/"
+	@echo "make mutants   plants small faults and sees whether the tests find them (FAULTS=word chooses)"
 	@echo "make bench     this machine's limits, byhand, and the peers that are installed"
 	@echo "make screenshots  the pictures of the page in docs/"
 	@echo "make lock      write constraints.txt anew: the newest versions of everything but torch"
@@ -62,6 +63,9 @@ lock: $(BIN)/python
 
 campaign: $(VENV)/.test
 	@HYPOTHESIS_PROFILE=explore $(PYTEST) -m full -n auto
+
+mutants: $(VENV)/.test
+	@$(ONE_THREAD) $(BIN)/python -m tests.mutants $(FAULTS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check .

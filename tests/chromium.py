@@ -1,7 +1,7 @@
 """Sees to a Chromium for the page's tests before any test runs: `python -m tests.chromium` prints its path for make.
 
 The one that CHROMIUM names; else the system's own; else Playwright's, downloaded into this environment; else, as root
-on Debian or Ubuntu, the package. Found means that it has started and drawn a page: one without its libraries is none.
+on Debian or Ubuntu, the packages. Found means that it has started and drawn a page: one without its libraries is none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ MISSING = (
     "the page's tests need Chromium or Chrome, and none could be had: install one (on Debian: apt install chromium), "
     "or leave those tests out: make test PAGE=no"
 )
+NO_PLAYWRIGHT = (
+    "the page's tests need Playwright, and it does not start here ({trouble}): install what is missing (on Debian: apt "
+    "install libatomic1), or leave those tests out: make test PAGE=no"
+)
+# The browser, and what Playwright's own node is linked to and a small system lacks.
+PACKAGES = ("libatomic1", "chromium")
 # A download from a place that cannot be reached must not hold everything up.
 DOWNLOAD_SECONDS = 600
 PACKAGE_SECONDS = 900
@@ -31,10 +37,21 @@ PACKAGE_SECONDS = 900
 os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(Path(sys.prefix) / "browsers"))
 
 
+@cache
+def trouble() -> str:
+    """What keeps Playwright itself from starting, in its own words; else nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "playwright", "--version"], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip() or "it says nothing").splitlines()[-1]
+
+
 def starts(executable: str) -> bool:
     """Whether this browser starts and draws a page."""
     from playwright.sync_api import Error, sync_playwright
 
+    if trouble():
+        return False
     try:
         with sync_playwright() as playwright, playwright.chromium.launch(executable_path=executable) as browser:
             browser.new_page().set_content("<p>byhand</p>")
@@ -53,6 +70,8 @@ def of_playwright() -> str | None:
     """The one that Playwright has downloaded, if it starts."""
     from playwright.sync_api import sync_playwright
 
+    if trouble():
+        return None
     with sync_playwright() as playwright:
         path = playwright.chromium.executable_path
     return path if Path(path).is_file() and starts(path) else None
@@ -60,6 +79,8 @@ def of_playwright() -> str | None:
 
 def downloaded() -> str | None:
     """Playwright's, downloaded now."""
+    if trouble():
+        return None
     say(f"no Chromium or Chrome is here: downloading Playwright's into {os.environ['PLAYWRIGHT_BROWSERS_PATH']}")
     done = run([sys.executable, "-m", "playwright", "install", "chromium"], DOWNLOAD_SECONDS)
     return of_playwright() if done else None
@@ -70,10 +91,11 @@ def packaged() -> str | None:
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
         return None
-    say("Playwright's cannot be had: installing the system's package chromium (apt-get install chromium)")
+    say(f"Playwright's cannot be had: installing the system's packages (apt-get install {' '.join(PACKAGES)})")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run([apt, "update"], PACKAGE_SECONDS, environment)
-    done = run([apt, "install", "--yes", "--no-install-recommends", "chromium"], PACKAGE_SECONDS, environment)
+    done = run([apt, "install", "--yes", "--no-install-recommends", *PACKAGES], PACKAGE_SECONDS, environment)
+    trouble.cache_clear()
     return of_the_system() if done else None
 
 
@@ -94,7 +116,7 @@ def main() -> int:
         return 2
     path = named or next(filter(None, (way() for way in WAYS)), None)
     if path is None:
-        say(MISSING)
+        say(NO_PLAYWRIGHT.format(trouble=trouble()) if trouble() else MISSING)
         return 2
     print(path)
     return 0

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ class Machine:
         self.has, self.gives = set(has), gives
         self.ran: list[str] = []
         self.user = 0
+        self.trouble = ""
         patch.delenv("CHROMIUM", raising=False)
         patch.setattr(chromium, "run", self.run)
-        patch.setattr(chromium, "starts", lambda path: Path(path).name in self.has and not path.startswith("/broken"))
+        patch.setattr(chromium, "trouble", cache(lambda: self.trouble))
+        patch.setattr(chromium, "starts", lambda path: Path(path).name in self.has and not chromium.trouble())
         patch.setattr(chromium, "of_playwright", lambda: "/venv/theirs" if "playwright" in self.has else None)
         patch.setattr(chromium, "APPLICATIONS", ())
         patch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in {*self.has, "apt-get"} else None)
@@ -37,6 +40,7 @@ class Machine:
         given = "playwright" if "playwright" in command else command[-1]
         if given in self.gives:
             self.has.add(given)
+            self.trouble = "" if "libatomic1" in command else self.trouble
         return given in (*self.gives, "update")
 
 
@@ -67,8 +71,36 @@ def test_root_gets_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     machine = Machine(monkeypatch, gives=("chromium",))
     code, path, said = outcome(capsys)
     assert (code, path) == (0, "/usr/bin/chromium")
-    assert "apt-get install chromium" in said[-1]
-    assert machine.ran[-1] == "/usr/bin/apt-get install --yes --no-install-recommends chromium"
+    assert "apt-get install libatomic1 chromium" in said[-1]
+    assert machine.ran[-1] == "/usr/bin/apt-get install --yes --no-install-recommends libatomic1 chromium"
+
+
+def test_playwright_itself_may_not_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(monkeypatch, has=("chromium",), gives=("playwright", "chromium"))
+    machine.trouble, machine.user = "node: libatomic.so.1: no such file", 1000
+    code, path, [said] = outcome(capsys)
+    assert (code, path, machine.ran) == (2, "", [])
+    assert machine.trouble in said
+    assert "make test PAGE=no" in said
+    machine.user = 0  # root gets what is missing
+    code, path, _ = outcome(capsys)
+    assert (code, path) == (0, "/usr/bin/chromium")
+
+
+def test_what_keeps_playwright_from_starting_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chromium.trouble.cache_clear()
+    assert chromium.trouble() == ""
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho node: libatomic.so.1 is not here >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    chromium.trouble.cache_clear()
+    try:
+        assert chromium.trouble() == "node: libatomic.so.1 is not here"
+        assert not chromium.starts("/usr/bin/true")
+        assert chromium.of_playwright() is None
+    finally:
+        chromium.trouble.cache_clear()
 
 
 def test_others_are_told_and_nothing_is_asked_of_sudo(

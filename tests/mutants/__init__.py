@@ -1,0 +1,1 @@
+"""Small faults, planted on purpose: each is a change to one file, and tests that must notice it."""
