@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -72,10 +73,26 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_a_taken_port_is_told_before_anything_heavy(capsys: pytest.CaptureFixture[str]) -> None:
-    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "localhost"), (socket.AF_INET6, "::1")):
-        with socket.socket(family) as taken:
-            taken.bind((host, 0))
+@pytest.fixture
+def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of this machine's with its addresses, also where no file of the system's has it."""
+    found = socket.getaddrinfo
+
+    def find(host: str, *rest: Any, **more: Any) -> list[Any]:
+        addresses = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+        return [each for address in addresses for each in found(address, *rest, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+
+
+def test_a_taken_port_is_told_before_anything_heavy(localhost: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for address, host in (("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("::1", "::1")):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taken:
+            try:
+                taken.bind((address, 0))
+            except OSError:  # a machine without IPv6
+                assert host == "::1"
+                continue
             taken.listen()
             port = taken.getsockname()[1]
             said = refused(capsys, "--host", host, "--port", str(port))
@@ -99,7 +116,7 @@ def test_a_model_that_cannot_be_opened_is_told_before_anything_heavy(
         assert sentence in refused(capsys, "--model", folder)
 
 
-def test_all_addresses_of_a_name_share_one_port() -> None:
+def test_all_addresses_of_a_name_share_one_port(localhost: None) -> None:
     listening = listen("localhost", 0)
     assert len({one.getsockname()[1] for one in listening}) == 1
     assert url_of(listening[0]).startswith("http://127.0.0.1:")
