@@ -82,7 +82,7 @@ class Job:
         """Whether there is something to compute for it."""
         return self.settling is not None or (self.budget > 0 and not self.run.is_finished)
 
-    def remember(self) -> None:
-        """Note how it stands, for undo."""
-        self.history.append(self.run.snapshot())
+    def remember(self, before: Snapshot | None = None) -> None:
+        """Note how it stands, or stood, for undo."""
+        self.history.append(before or self.run.snapshot())
         del self.history[:-HISTORY]

@@ -151,7 +151,7 @@ class Steered(Ticket):
             turns.limits.check_params(job.run.params.replace(**params))
             before = job.run.snapshot()
             operations.change_params(turns.engine, job.run, params)
-            job.history.append(before)
+            job.remember(before)
 
         return self._worker.ask(change)
 

@@ -334,6 +334,7 @@ class Turns:
         assert why is not None
         job.settling = job.before = job.done = None
         if done is not None:
+            job.passed = None  # where it paused before, it came by another way
             self._stand_still(job)
             done.set_result(job.told)
         elif job.run.is_finished:
