@@ -369,6 +369,33 @@ def test_logits_are_those_of_the_step(live: Client) -> None:
     assert live.next()["param"] == "index"
 
 
+def test_logits_are_of_the_runs_own_past(live: Client) -> None:
+    """After an undo, and beside a fork, those of another past are not taken for them."""
+
+    def best(index: int, **fields: Any) -> list[int]:
+        live.send("logits", index=index, **fields)
+        frame = live.next()
+        return [] if frame["event"] == "error" else [token["id"] for token in frame["tokens"]]
+
+    started = begin(live)
+    live.ask("paused", "step", count=4)
+    mine = best(3)
+    assert mine
+    live.ask("changed", "edit", position=len(started["ids"]), token=" dog")
+    live.ask("paused", "step", count=4)
+    other = best(3)
+    assert other != mine
+    live.ask("changed", "undo")
+    live.ask("changed", "undo")
+    assert best(3) in ([], mine)
+    live.ask("changed", "rewind", count=4)
+    live.ask("paused", "step", count=4)
+    twin = live.ask("forked", "fork")["run"]
+    live.ask("changed", "edit", run=twin, position=len(started["ids"]), token=" dog")
+    live.ask("paused", "step", run=twin, count=4)
+    assert (best(3, run=started["run"]), best(3, run=twin)) == (mine, other)
+
+
 def test_a_record_is_given_and_loaded(served: Served, live: Client) -> None:
     begin(live, params={"temperature": 1.0, "seed": 5})
     live.ask("paused", "step", count=6)

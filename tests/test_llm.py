@@ -69,6 +69,18 @@ def test_reading_leaves_no_page_behind(llm: LLM) -> None:
     assert llm.start([5] * 100).usage.cached_tokens == 0
 
 
+def test_every_position_is_read_and_scored_though_its_pages_are_known(llm: LLM) -> None:
+    ids = list(range(5, 55))
+    fresh, scored = llm.read(ids), llm.score(ids)
+    llm.generate(ids, max_tokens=2)
+    assert llm.start(ids).usage.cached_tokens == 48
+    again = llm.read(ids)
+    assert [at.position for at in again] == list(range(50))
+    assert [at.predicted.token for at in again] == [at.predicted.token for at in fresh]
+    assert llm.score(ids).logprobs[1:] == pytest.approx(scored.logprobs[1:], abs=1e-4)
+    assert len(llm.logits(ids)) == 50
+
+
 def test_reading_holds_a_block_of_logits_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {
         "vocab_size": 128_256,

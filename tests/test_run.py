@@ -449,6 +449,32 @@ def test_a_rewind_takes_a_half_seen_stop_string_back(llm: LLM) -> None:
     assert run.text == " dog and fox"
 
 
+def test_a_fork_holds_back_its_own_text(llm: LLM) -> None:
+    run = llm.start(PROMPT, SamplingParams(stop=["then the"]))
+    run.step(force=" then")
+    twin = run.fork()
+    assert twin.step(force=" fox").text == "then fox"  # the space was shown
+    assert (run.step(force=" the").text, run.stop_reason, run.text) == ("", "then the", " ")
+    assert (twin.text, twin.finish_reason) == (" then fox", None)
+    assert [len(one.steps) for one in (run, twin)] == [len(one.step_params) for one in (run, twin)] == [2, 2]
+
+
+def test_what_was_held_back_is_shown_when_the_length_ends_the_run(llm: LLM) -> None:
+    run = llm.start(PROMPT, SamplingParams(stop=["then the"], max_tokens=2))
+    run.step(force=" dog")
+    step = run.step(force=" then")
+    assert (step.text, step.finish_reason, run.text) == (" then", FinishReason.LENGTH, " dog then")
+
+
+def test_settings_do_not_bring_back_a_run_that_a_stop_has_ended(llm: LLM) -> None:
+    run = llm.start(PROMPT, SamplingParams(stop=[" dog"]))
+    run.step(force=" dog")
+    run.set(temperature=0.5, max_tokens=50)
+    assert (run.finish_reason, run.stop_reason, run.text) == (FinishReason.STOP, " dog", "")
+    with pytest.raises(RunFinished):
+        run.step()
+
+
 def test_set_changes_the_steps_to_come_and_may_lift_the_limit(llm: LLM) -> None:
     run = llm.start(PROMPT, SamplingParams(max_tokens=2))
     list(run)

@@ -72,6 +72,11 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert rows == {long: 80, short: 20}
 
 
+def test_the_oldest_gets_the_last_row() -> None:
+    long, short = bare_run(1000), bare_run(20)
+    assert [(chunk.run, chunk.rows) for chunk in schedule([long, short], 1, PAGE_SIZE)] == [(long, 1)]
+
+
 # Prompts that begin alike, at the same moment.
 
 

@@ -235,6 +235,7 @@ def test_a_listener_that_raises_loses_its_run_alone(worker: Worker) -> None:
     assert isinstance(other.wait(), Finished)
     assert ticket.is_done
     assert len(ear.ids()) <= 8
+    assert [event.step.index for event in ear.events[-1:] if isinstance(event, Stepped)] == [3]  # it is told no more
     assert worker.stats().pages_used == 0
 
 
