@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from byhand import LLM, FinishReason, SamplingParams
-from byhand.engine.events import Event, Failed, Finished, Progress, Stepped
+from byhand.engine.events import Event, Failed, Finished, Progress, Read, Stepped
 from byhand.engine.limits import Limits
 from byhand.engine.worker import Worker
 from byhand.errors import ByhandError, LimitExceeded, TimeLimit
@@ -105,6 +105,14 @@ def test_what_was_found_of_a_prompt_is_counted_once_however_many_passes_it_takes
     assert after.prompt_tokens - before.prompt_tokens == 190
     told = [(event.done, event.total) for event in ear.events if isinstance(event, Progress)]
     assert told == [(done, 190) for done in (64, 96, 128, 160, 190)]
+    worker.close()
+
+
+def test_a_last_position_that_has_a_pass_of_its_own_is_read_too(tiny_folder: Path) -> None:
+    worker, ear = small(tiny_folder, 6, max_rows=32), Ear()
+    worker.read(distinct(33), 1, ear)
+    ear.wait()
+    assert [at.position for event in ear.events if isinstance(event, Read) for at in event.positions] == list(range(33))
     worker.close()
 
 

@@ -245,9 +245,10 @@ def test_a_prompt_token_is_edited_and_read_again(served: Served, live: Client) -
     live.seen.clear()
     changed = live.ask("changed", "edit", position=2, token=" dog")
     assert changed["prompt_length"] == 3
-    assert [frame["position"] for frame in live.seen if frame["event"] == "reading"] == [2]
-    live.ask("paused", "step", count=3)
     dog = served.llm.tokenizer.one_token(" dog")
+    read = [(frame["position"], frame["token"]["id"]) for frame in live.seen if frame["event"] == "reading"]
+    assert read == [(2, dog)]
+    live.ask("paused", "step", count=3)
     assert live.steps() == expected(served, [*ids[:2], dog], 3)
 
 

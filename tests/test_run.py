@@ -356,6 +356,8 @@ def test_a_page_is_named_by_what_stands_before_it_now(llm: LLM) -> None:
     assert fresh.usage.cached_tokens == 48
     assert [step.token.id for step in fresh] == naive.generate(llm, [*first, *tail], 24)[65:]
     assert witness.usage.cached_tokens == 0
+    mixed = [*first[:32], *other[32:], 5]  # its third page stands on other ids than those of the run
+    assert llm.start(mixed, GREEDY).usage.cached_tokens == 32
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -464,6 +466,17 @@ def test_what_was_held_back_is_shown_when_the_length_ends_the_run(llm: LLM) -> N
     run.step(force=" dog")
     step = run.step(force=" then")
     assert (step.text, step.finish_reason, run.text) == (" then", FinishReason.LENGTH, " dog then")
+
+
+def test_a_token_that_fails_halfway_is_not_in_the_list(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    first = run.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llm.tokenizer), "token", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.step()
+    assert run.ids == [*llm.encode(PROMPT), first.token.id]
+    assert run.finish_reason is FinishReason.ERROR
 
 
 def test_settings_do_not_bring_back_a_run_that_a_stop_has_ended(llm: LLM) -> None:

@@ -17,7 +17,9 @@ from byhand.engine.limits import Limits
 from byhand.server.logprobs import by_name, name_of
 from byhand.types import Candidate, Token
 from tests.checkpoints import judge, judge_logits
+from tests.conftest import tiny_llama
 from tests.serving import Running, served
+from tests.tokenizers_for_tests import byte_fallback
 
 STORY = "Once upon a time"
 TINY = Path(__file__).parents[1] / "byhand" / "assets" / "tiny"
@@ -132,14 +134,18 @@ def test_text_offsets_point_at_the_tokens(server: Running) -> None:
     assert any(token.startswith("bytes:\\x") for token in found["tokens"])
 
 
-def test_text_offsets_count_the_space_that_follows_the_prompt(server: Running) -> None:
-    asked = {"prompt": STORY, "logprobs": 1, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    for echo in (False, True):
-        choice = server.post("/v1/completions", **asked, echo=echo).json["choices"][0]
-        tokens, offsets = choice["logprobs"]["tokens"][-8:], choice["logprobs"]["text_offset"][-8:]
-        assert tokens[1].startswith(" ")
-        for token, offset in zip(tokens, offsets, strict=True):
-            assert choice["text"].startswith(token, offset)
+def test_text_offsets_count_the_space_that_follows_the_prompt(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "pieces", bos_token_id=1, eos_token_id=2)
+    byte_fallback().save(str(folder / "tokenizer.json"))  # it strips the space before a whole text
+    for server in served(LLM(folder)):
+        asked = {"prompt": "the", "logprobs": 1, "max_tokens": 20}
+        only = {"type": "choice", "choices": [" the red"]}
+        for echo, start in ((False, 0), (True, 3)):
+            choice = server.post("/v1/completions", **asked, echo=echo, response_format=only).json["choices"][0]
+            assert choice["text"][start:] == " the red"
+            found = list(zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True))
+            assert found[-1] == ("</s>", start + len(" the red"))
+            assert all(choice["text"].startswith(*each) for each in found[:-1] if each[1] >= start and each[0] != "<s>")
 
 
 def test_every_token_has_its_chunk(server: Running) -> None:

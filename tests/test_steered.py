@@ -324,6 +324,19 @@ def test_a_fork_is_at_rest_and_takes_other_dice_where_it_is_given_a_seed(worker:
     assert helm.go(1) == Paused(0, "count")
 
 
+def test_a_run_that_goes_is_not_counted_among_those_at_rest(worker: Worker) -> None:
+    helm, counts = Helm.open(worker, PROMPT), list[tuple[int, int, int]]()
+
+    def react(event: Event) -> None:
+        if isinstance(event, Stepped):
+            stats = worker.stats()
+            counts.append((stats.running, stats.waiting, stats.idle))
+
+    helm.react = react
+    helm.go(2)
+    assert counts == [(1, 0, 0)] * 2
+
+
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_parked_run_holds_no_page_and_goes_on(worker: Worker, steps: int) -> None:
     ids = [11 + i for i in range(40)]
