@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -130,6 +131,13 @@ def llm(tiny_folder: Path) -> LLM:
 def embedded() -> LLM:
     """The model that ships."""
     return LLM()
+
+
+@pytest.fixture(autouse=True)
+def nothing_frozen() -> Iterator[None]:
+    """A command that opens a model freezes the collector; what an earlier test left must still be collected."""
+    yield
+    gc.unfreeze()
 
 
 # The page: its server, a browser, and somebody before it.

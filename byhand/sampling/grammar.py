@@ -61,7 +61,12 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 def _schema(value: str | dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(value, overrides=COMPACT)
+    try:
+        return LLMatcher.grammar_from_json_schema(value, overrides=COMPACT)
+    except ValueError as error:  # its reader of JSON has a bound of its own, lower than Python's
+        if "recursion" in str(error):
+            raise RecursionError from None
+        raise cannot("json_schema", _first_line(str(error))) from None
 
 
 def _grammar(name: str, value: Any) -> str:
@@ -116,6 +121,10 @@ def is_dead_end(matcher: LLMatcher) -> bool:
 
 def reason(matcher: LLMatcher) -> str:
     """The line of llguidance's message that says what is wrong."""
-    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()] or ["it does not compile"]
+    return _first_line(matcher.get_error())
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["it does not compile"]
     told = next((line for line in lines if line.startswith("error:")), lines[0])
     return told.removeprefix("error:").strip()[:200]
