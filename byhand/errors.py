@@ -24,6 +24,8 @@ ByhandError
 
 from __future__ import annotations
 
+from copy import copy
+
 
 class ByhandError(Exception):
     """The root: `str(error)` is a sentence for people, `hint` says what to do about it."""
@@ -124,3 +126,11 @@ class NotServing(ByhandError):
 
 class MissingExtra(ByhandError):
     """An optional dependency is not installed."""
+
+
+def without_frames(error: Exception) -> Exception:
+    """A copy of an error to keep: without the traceback, whose frames keep alive whatever was at work."""
+    try:
+        return copy(error).with_traceback(None)
+    except Exception:  # noqa: BLE001 (a class of the user's that cannot be made again from its arguments)
+        return RuntimeError(f"{type(error).__name__}: {error}")

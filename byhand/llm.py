@@ -272,10 +272,8 @@ class LLM(Opened):
                     if state.is_finished:
                         self.engine.release(state)
         except BaseException:
-            # The error's traceback holds the runs, and one of them the error: they would never be garbage.
             for state in states:
                 self.engine.release(state)
-                state.error = None
             raise
 
     @overload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,33 @@ def test_forks_share_pages_and_copy_only_on_write(llm: LLM) -> None:
     gc.collect()
     assert llm.engine.pages_in_use == 4
     del twin
+    gc.collect()
+    assert llm.engine.pages_in_use == 0
+
+
+class Awkward(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} of {two}")
+
+
+@pytest.mark.parametrize("error", [lambda: ValueError("1 of 2"), lambda: Awkward(1, 2)], ids=["plain", "awkward"])
+def test_a_run_that_failed_is_garbage_like_any_other(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]
+) -> None:
+    """What is kept of an error leads to nobody's frames: they hold this run, and others."""
+
+    def fail(*_: object) -> None:
+        raise error()
+
+    def failed() -> None:
+        run, other = llm.start(PROMPT, GREEDY), llm.start(PROMPT, GREEDY)
+        other.step()
+        monkeypatch.setattr(llm.engine, "make_step", fail)
+        with pytest.raises(type(error()), match="1 of 2"):
+            run.step()
+        assert run.finish_reason == FinishReason.ERROR
+
+    failed()
     gc.collect()
     assert llm.engine.pages_in_use == 0
 

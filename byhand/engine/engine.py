@@ -22,7 +22,7 @@ from byhand.engine.output import TextState, Way
 from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
 from byhand.engine.state import Line, RunState, Work, own_rows
-from byhand.errors import ByhandError, RunFinished
+from byhand.errors import ByhandError, RunFinished, without_frames
 from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, best_wanted, choose
@@ -227,7 +227,7 @@ class Engine:
     def fail(self, run: RunState, error: Exception) -> None:
         """End one run with an error and free its pages; rewind, edit, insert or set can bring it back."""
         del run.ids[run.prompt_length + len(run.steps) :]
-        run.finish_reason, run.error = FinishReason.ERROR, error
+        run.finish_reason, run.error = FinishReason.ERROR, without_frames(error)
         run.watch = None
         self.release(run)
 

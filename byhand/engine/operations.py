@@ -14,7 +14,7 @@ from typing import Any
 from byhand.engine.engine import Engine
 from byhand.engine.output import TextState
 from byhand.engine.state import RunState, Snapshot, Work, own_rows
-from byhand.errors import BadRequest, PromptError
+from byhand.errors import BadRequest, PromptError, without_frames
 from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step
 
@@ -64,7 +64,7 @@ def settle(engine: Engine, run: RunState) -> None:
     """Compute a run to its end, here and now; what fails on the way is raised."""
     engine.prefill([run])
     if run.error is not None:
-        raise run.error
+        raise without_frames(run.error)
 
 
 @contextmanager

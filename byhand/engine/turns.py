@@ -17,7 +17,7 @@ from byhand.engine.meter import Meter
 from byhand.engine.scheduler import MIXED_ROWS, Chunk, Scheduler
 from byhand.engine.state import RunState, own_rows
 from byhand.engine.until import end_probability
-from byhand.errors import OutOfPages, TimeLimit
+from byhand.errors import OutOfPages, TimeLimit, without_frames
 from byhand.types import FinishReason, Position, Step, Usage
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Turns:
         run = job.run
         try:
             if run.error is not None:
-                self.fail(job, run.error)
+                self.fail(job, without_frames(run.error))
             elif run.next_needed is None:
                 self._fork_followers(job)
                 if job.settling is not None:
