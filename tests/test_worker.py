@@ -403,6 +403,18 @@ def test_after_the_grace_time_the_rest_is_told(worker: Worker, monkeypatch: pyte
         assert len(ear.endings) == 1
 
 
+def test_draining_waits_for_no_steered_run_whose_reader_is_gone(worker: Worker) -> None:
+    """A client that hangs up while its prompt is computed: the run is held in the middle of it."""
+    block, ear = threading.Event(), Ear()
+    worker.call(block.wait)
+    ticket = worker.open([5] * 40, LONG, ear)
+    ticket.hold()
+    ended = worker.drain(60)
+    block.set()
+    ended.result(20)
+    assert [type(event) for event in ear.events] == [Failed]
+
+
 def test_closing_ends_everything_with_a_word(worker: Worker) -> None:
     ears = [submit(worker, [5 + i], LONG.replace(n=2, temperature=1.0))[1] for i in range(40)]
     worker.close()

@@ -242,7 +242,9 @@ class Worker:
     def _should_end(self, turns: Turns) -> bool:
         if self._drain_deadline is None:
             return False
-        busy = any(job.is_active or not job.is_steered for job in turns.jobs.values()) or not self._messages.empty()
+        # A steered run whose reader went away stays where it is, also in the middle of its prompt: it holds nobody up.
+        waited_for = (not job.is_steered or (job.is_active and not job.ticket.held) for job in turns.jobs.values())
+        busy = any(waited_for) or not self._messages.empty()
         return not busy or perf_counter() > self._drain_deadline
 
     def _take_messages(self, turns: Turns) -> None:
