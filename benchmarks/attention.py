@@ -12,10 +12,10 @@ import sys
 from time import perf_counter
 
 import torch
+from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 
 from byhand.bench.probe import Probe
 from byhand.kernels.cpu import Cpu
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.weights import DTYPES
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 16, 32, 8, 64

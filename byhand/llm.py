@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import cached_property
 from itertools import takewhile
 from time import perf_counter
@@ -12,7 +12,7 @@ from typing import Any, Unpack, overload
 import torch
 
 from byhand.engine import operations
-from byhand.engine.state import RunState
+from byhand.engine.sequence import Sequence
 from byhand.errors import BadRequest, PromptError, PromptTooLong
 from byhand.opened import Opened, positive
 from byhand.prompts import TEXT_OR_IDS, Messages, Prompt, as_messages, as_prompts, check_token_ids
@@ -52,7 +52,7 @@ class LLM(Opened):
             ids = self.check_ids(self.tokenizer.encode(prompt), param)
             self._warn_doubled_start(ids)
         else:
-            if isinstance(prompt, Sequence):
+            if isinstance(prompt, Sized):
                 self.check_length(len(prompt), param)
             ids = self.check_ids(prompt, param, TEXT_OR_IDS)
         if not ids:
@@ -205,7 +205,7 @@ class LLM(Opened):
     def start_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int) -> Run:
         """The same from ids, with the dice given; a run resumed so goes on as if it had never stopped."""
         run = self.open_run(ids, params, seed=seed, choice=choice)
-        self.engine.prefill([run._state])
+        self.engine.prefill([run._sequence])
         return run
 
     def open_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int = 0) -> Run:
@@ -250,21 +250,21 @@ class LLM(Opened):
         names = [f"prompts[{place}]" if many else "prompt" for place in range(len(listed))]
         runs: list[Run] = []
         for ids in [self._encode(prompt, name) for prompt, name in zip(listed, names, strict=True)]:
-            runs += self._choices(ids, settings, others=[run._state for run in runs])
-        self._finish([run._state for run in runs])
+            runs += self._choices(ids, settings, others=[run._sequence for run in runs])
+        self._finish([run._sequence for run in runs])
         completions = [run.completion() for run in runs]
         return completions if many or "n" in options or settings.n > 1 else completions[0]
 
-    def _choices(self, ids: list[int], params: SamplingParams, others: list[RunState]) -> list[Run]:
+    def _choices(self, ids: list[int], params: SamplingParams, others: list[Sequence]) -> list[Run]:
         """`n` runs of one prompt; the prompt is processed once and its pages are shared."""
         first = self.open_run(ids, params, seed=params.seed)
         if params.n == 1:
             return [first]
-        self.engine.prefill([first._state], others)
-        forks = (operations.fork(self.engine, first._state, choice=choice) for choice in range(1, params.n))
+        self.engine.prefill([first._sequence], others)
+        forks = (operations.fork(self.engine, first._sequence, choice=choice) for choice in range(1, params.n))
         return [first, *(Run(self, state) for state in forks)]
 
-    def _finish(self, states: list[RunState]) -> None:
+    def _finish(self, states: list[Sequence]) -> None:
         try:
             while waiting := [state for state in states if not state.is_finished]:
                 self.engine.step(waiting)

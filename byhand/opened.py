@@ -12,12 +12,12 @@ from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, KVCache
 from byhand.checkpoint import Checkpoint, open_checkpoint
 from byhand.collector import without_collector
 from byhand.engine.engine import Engine
 from byhand.errors import BadRequest, ByhandError
 from byhand.kernels import open_kernels
-from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model, build, context_of, read_config
 from byhand.notes import Progress
 from byhand.record import ModelIdentity

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from byhand import html, reprs
 from byhand.engine import operations
 from byhand.engine.engine import Engine
-from byhand.engine.state import RunState
+from byhand.engine.sequence import Sequence
 from byhand.types import Completion, FinishReason, Step, Token, Usage
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ class Run:
     Iterating steps until the run finishes. A run that is no longer referred to gives its pages back.
     """
 
-    def __init__(self, llm: LLM, state: RunState) -> None:
+    def __init__(self, llm: LLM, state: Sequence) -> None:
         self._llm = llm
         self._engine: Engine = llm.engine
-        self._state = state
+        self._sequence = state
         weakref.finalize(self, self._engine.retire, state).atexit = False
 
     @classmethod
-    def borrow(cls, llm: LLM, state: RunState) -> Run:
+    def borrow(cls, llm: LLM, state: Sequence) -> Run:
         """A view of a run that another owns: when it is garbage, nothing happens to the pages."""
         view = cls.__new__(cls)
-        view._llm, view._engine, view._state = llm, llm.engine, state
+        view._llm, view._engine, view._sequence = llm, llm.engine, state
         return view
 
     # What it is.
@@ -43,67 +43,67 @@ class Run:
     @property
     def ids(self) -> list[int]:
         """Prompt and continuation."""
-        return list(self._state.ids)
+        return list(self._sequence.ids)
 
     @property
     def prompt_ids(self) -> list[int]:
         """The ids before the first generated token."""
-        return self._state.ids[: self._state.prompt_length]
+        return self._sequence.ids[: self._sequence.prompt_length]
 
     @property
     def prompt_length(self) -> int:
         """How many of `ids` are the prompt."""
-        return self._state.prompt_length
+        return self._sequence.prompt_length
 
     @property
     def text(self) -> str:
         """What came after the prompt, as far as it is safe to show."""
-        return self._state.text
+        return self._sequence.text
 
     @property
     def computed(self) -> int:
         """How many of `ids` have their keys and values in the cache."""
-        return self._state.computed
+        return self._sequence.computed
 
     @property
     def steps(self) -> list[Step]:
         """One Step for each token after the prompt."""
-        return list(self._state.steps)
+        return list(self._sequence.steps)
 
     @property
     def step_params(self) -> list[SamplingParams]:
         """The settings under which each of `steps` was made."""
-        return list(self._state.step_params)
+        return list(self._sequence.step_params)
 
     @property
     def params(self) -> SamplingParams:
         """The settings of the steps to come, with the seed of the dice, drawn when none was given."""
-        return self._state.params
+        return self._sequence.params
 
     @property
     def seed(self) -> int:
         """The seed of the dice."""
-        return self._state.seed
+        return self._sequence.seed
 
     @property
     def choice(self) -> int:
         """Which of `n` choices this is; it is part of the dice."""
-        return self._state.choice
+        return self._sequence.choice
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the run ended, or None."""
-        return self._state.finish_reason
+        return self._sequence.finish_reason
 
     @property
     def stop_reason(self) -> int | str | None:
         """The id or the string that stopped it."""
-        return self._state.stop_reason
+        return self._sequence.stop_reason
 
     @property
     def usage(self) -> Usage:
         """Tokens of the prompt, of the continuation, and of the prompt as found in the prefix index."""
-        state = self._state
+        state = self._sequence
         return Usage(state.prompt_length, state.generated, state.cached)
 
     # What can be done with it.
@@ -111,41 +111,41 @@ class Run:
     def step(self, force: int | str | None = None) -> Step:
         """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
         forced = None if force is None else self._llm.token_id(force, "force")
-        return self._engine.step_one(self._state, forced)
+        return self._engine.step_one(self._sequence, forced)
 
     def insert(self, text: Prompt) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
-        return operations.insert(self._engine, self._state, self._llm.continuation_ids(text))
+        return operations.insert(self._engine, self._sequence, self._llm.continuation_ids(text))
 
     def edit(self, position: int, token: int | str) -> list[Step]:
         """Put a token at `position` and let go of everything after it."""
-        return operations.edit(self._engine, self._state, position, self._llm.token_id(token, "token"))
+        return operations.edit(self._engine, self._sequence, position, self._llm.token_id(token, "token"))
 
     def rewind(self, count: int = 1) -> None:
         """Take back the last `count` tokens."""
-        operations.rewind(self._engine, self._state, count)
+        operations.rewind(self._engine, self._sequence, count)
 
     def fork(self, seed: int | None = None) -> Run:
         """A second run from here, on the same pages; with a `seed`, its dice differ."""
-        return Run(self._llm, operations.fork(self._engine, self._state, seed=seed))
+        return Run(self._llm, operations.fork(self._engine, self._sequence, seed=seed))
 
     def set(self, **params: Unpack[AllOptions]) -> None:
         """Change settings for the steps to come, by SamplingParams' names."""
-        operations.change_params(self._engine, self._state, dict(params))
+        operations.change_params(self._engine, self._sequence, dict(params))
 
     def __iter__(self) -> Iterator[Step]:
-        while not self._state.is_finished:
+        while not self._sequence.is_finished:
             yield self.step()
 
     def stop(self) -> None:
         """End the run here, with `FinishReason.ABORT`; its pages are let go."""
-        if not self._state.is_finished:
-            self._state.finish_reason = FinishReason.ABORT
-        self._engine.release(self._state)
+        if not self._sequence.is_finished:
+            self._sequence.finish_reason = FinishReason.ABORT
+        self._engine.release(self._sequence)
 
     def completion(self) -> Completion:
         """The run so far as a Completion."""
-        state = self._state
+        state = self._sequence
         return Completion(
             prompt_ids=self.prompt_ids,
             ids=state.ids[state.prompt_length :],
@@ -171,7 +171,7 @@ class Run:
         return self.completion().to_pandas()
 
     def __len__(self) -> int:
-        return len(self._state.ids)
+        return len(self._sequence.ids)
 
     def __repr__(self) -> str:
         prompt = self._llm.tokenizer.decode(self.prompt_ids)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logging
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.checkpoint import open_checkpoint
 from byhand.kernels import backend
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.models import Model, architectures, build
 
 logging.set_verbosity_error()
@@ -135,7 +135,7 @@ class PagedRun:
     pages: list[int] = field(default_factory=list)
 
 
-class Pager:
+class KVCacheManager:
     """Runs ragged passes over pages that are handed out in a shuffled order."""
 
     def __init__(self, model: Model, num_pages: int = 256, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
@@ -177,17 +177,17 @@ class Pager:
 
 def logits_of(model: Model, ids: Sequence[int], cuts: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
     """byhand's logits at every position, the prompt read in chunks that end at the cuts."""
-    pager, run = Pager(model, seed=seed), PagedRun(list(ids))
-    return torch.cat([pager.step([(run, end)])[0] for end in (*cuts, len(ids))])
+    manager, run = KVCacheManager(model, seed=seed), PagedRun(list(ids))
+    return torch.cat([manager.step([(run, end)])[0] for end in (*cuts, len(ids))])
 
 
 def greedy(
     model: Model, prompts: Sequence[Sequence[int]], count: int, dtype: torch.dtype = torch.float32
 ) -> list[list[int]]:
     """The ids that byhand adds to each prompt, all prompts in one ragged batch."""
-    pager, runs = Pager(model, num_pages=1024, dtype=dtype), [PagedRun(list(prompt)) for prompt in prompts]
+    manager, runs = KVCacheManager(model, num_pages=1024, dtype=dtype), [PagedRun(list(prompt)) for prompt in prompts]
     for _ in range(count):
-        rows = pager.step([(run, len(run.ids)) for run in runs])
+        rows = manager.step([(run, len(run.ids)) for run in runs])
         for run, logits in zip(runs, rows, strict=True):
             run.ids.append(int(logits[-1].argmax()))
     return [run.ids[len(prompt) :] for run, prompt in zip(runs, prompts, strict=True)]

@@ -13,16 +13,16 @@ import torch
 
 from byhand import SamplingParams
 from byhand.engine import operations
+from byhand.engine.breakpoint import Breakpoint
 from byhand.engine.events import Event, Failed, Finished, Listener, Paused, Stepped
-from byhand.engine.state import RunState
-from byhand.engine.until import Until
-from byhand.engine.worker import Steered, Worker
+from byhand.engine.sequence import Sequence
+from byhand.engine.worker import InteractiveHandle, Worker
 from byhand.types import Step
 
 GREEDY = SamplingParams(ignore_eos=True)
 
 
-def inserting(ids: list[int]) -> Callable[[Any, RunState], list[Step]]:
+def inserting(ids: list[int]) -> Callable[[Any, Sequence], list[Step]]:
     """The operation that appends ids of the user's."""
     return lambda engine, run: operations.begin_insert(engine, run, ids)
 
@@ -30,11 +30,11 @@ def inserting(ids: list[int]) -> Callable[[Any, RunState], list[Step]]:
 class Helm:
     """A steered run and all that it tells; `open` and `go` return when it rests."""
 
-    def __init__(self, take: Callable[[Listener], Steered]) -> None:
+    def __init__(self, take: Callable[[Listener], InteractiveHandle]) -> None:
         self.events: list[Event] = []
         self.react: Callable[[Event], None] = lambda _: None
         self._rests: SimpleQueue[Paused | Finished | Failed] = SimpleQueue()
-        self.ticket = take(self.hear)
+        self.handle = take(self.hear)
 
     @classmethod
     def open(cls, worker: Worker, ids: list[int], params: SamplingParams = GREEDY) -> Helm:
@@ -45,7 +45,7 @@ class Helm:
 
     def fork(self, seed: int | None = None) -> Helm:
         """The helm of a fork."""
-        return Helm(lambda listener: self.ticket.fork(listener, seed).result(20))
+        return Helm(lambda listener: self.handle.fork(listener, seed).result(20))
 
     def hear(self, event: Event) -> None:
         """The listener, on the worker's thread."""
@@ -58,41 +58,41 @@ class Helm:
         """The next event after which the run stands still."""
         return self._rests.get(timeout=20)
 
-    def go(self, count: float = inf, *, until: Until | None = None, force: int | None = None) -> Any:
+    def go(self, count: float = inf, *, until: Breakpoint | None = None, force: int | None = None) -> Any:
         """Take tokens; the event that ended it."""
-        self.ticket.go(count, until=until, force=force).result(20)
+        self.handle.go(count, until=until, force=force).result(20)
         return self.rest()
 
     def insert(self, ids: list[int]) -> list[int]:
         """Append ids of the user's; the ids of their Steps."""
-        return [step.token.id for step in self.ticket.change(inserting(ids)).result(20)]
+        return [step.token.id for step in self.handle.change(inserting(ids)).result(20)]
 
     def edit(self, position: int, token: int) -> None:
         """Put a token at a position."""
-        self.ticket.change(lambda engine, run: operations.begin_edit(engine, run, position, token)).result(20)
+        self.handle.change(lambda engine, run: operations.begin_edit(engine, run, position, token)).result(20)
 
     def rewind(self, count: int) -> None:
         """Take tokens back."""
 
-        def rewind(engine: Any, run: RunState) -> list[Any]:
+        def rewind(engine: Any, run: Sequence) -> list[Any]:
             operations.rewind(engine, run, count)
             return []
 
-        self.ticket.change(rewind).result(20)
+        self.handle.change(rewind).result(20)
 
     def undo(self) -> None:
         """Take the last operation back."""
-        self.ticket.undo().result(20)
+        self.handle.undo().result(20)
 
     @property
     def ids(self) -> list[int]:
         """All ids of the run as it is now."""
-        return self.ticket.look(lambda _, run: list(run.ids)).result(20)
+        return self.handle.look(lambda _, run: list(run.ids)).result(20)
 
     @property
     def text(self) -> str:
         """Its text after the prompt."""
-        return self.ticket.look(lambda _, run: run.text).result(20)
+        return self.handle.look(lambda _, run: run.text).result(20)
 
     @property
     def told(self) -> list[int]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from byhand import LLM, FinishReason, SamplingParams
+from byhand.cache.kv_cache import PAGE_SIZE
 from byhand.engine.events import Event, Failed, Finished, Progress, Read, Stepped
 from byhand.engine.limits import Limits
 from byhand.engine.worker import Worker
 from byhand.errors import ByhandError, LimitExceeded, TimeLimit
-from byhand.kv_cache import PAGE_SIZE
 from tests.steering import Clock, Helm
 from tests.test_worker import LONG, SHORT, Ear, submit
 
@@ -139,8 +139,8 @@ def test_a_prompt_that_fails_ends_all_of_its_choices(worker: Worker, monkeypatch
 
 def test_choices_that_were_never_begun_end_too(worker: Worker) -> None:
     def begin() -> Ear:
-        ticket, ear = submit(worker, [5, 6], DICE.replace(n=3))
-        ticket.cancel()
+        handle, ear = submit(worker, [5, 6], DICE.replace(n=3))
+        handle.cancel()
         return ear
 
     ear = worker.call(begin).result(20)
@@ -154,11 +154,11 @@ def test_a_choice_that_is_stopped_ends_alone(worker: Worker) -> None:
 
     def react(event: Event) -> None:
         if isinstance(event, Stepped) and (event.choice, event.step.index) == (1, 2):
-            worker.post(lambda turns: turns.stop(tickets[0], 1))
+            worker.post(lambda loop: loop.stop(tickets[0], 1))
 
     def begin() -> Ear:
-        ticket, ear = submit(worker, [5, 6], DICE.replace(n=3), react=react)
-        tickets.append(ticket)
+        handle, ear = submit(worker, [5, 6], DICE.replace(n=3), react=react)
+        tickets.append(handle)
         return ear
 
     ear = worker.call(begin).result(20)
@@ -228,14 +228,14 @@ def test_pages_at_rest_keep_nobody_out(tiny_folder: Path) -> None:
 
 def test_what_is_held_before_its_first_turn_is_not_begun(worker: Worker) -> None:
     def begin() -> Any:
-        ticket, ear = submit(worker, [5, 6], SHORT)
-        ticket.hold()
-        return ticket, ear
+        handle, ear = submit(worker, [5, 6], SHORT)
+        handle.hold()
+        return handle, ear
 
-    ticket, ear = worker.call(begin).result(20)
+    handle, ear = worker.call(begin).result(20)
     submit(worker, [7])[1].wait()
     assert ear.events == []
-    ticket.release()
+    handle.release()
     assert isinstance(ear.wait(), Finished)
 
 
@@ -257,7 +257,7 @@ def test_waiting_for_a_place_takes_of_the_time(tiny_folder: Path, monkeypatch: p
     first.react = lambda event: clock.pass_by(700) if isinstance(event, Stepped) and event.step.index == 0 else None
 
     def begin() -> Ear:
-        first.ticket.go(100)
+        first.handle.go(100)
         return submit(worker, [6], SHORT)[1]
 
     ending = worker.call(begin).result(20).wait()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.checkpoint import open_checkpoint
 from byhand.kernels import reference
 from byhand.kernels.cpu import MANY_ROWS, Cpu
 from byhand.kernels.cpu.places import Spare
 from byhand.kernels.cpu.recording import Arena
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.models import Model, build
 from byhand.quantize import QUANTIZED, quantize
 from byhand.sampling.look import survey
@@ -226,8 +226,8 @@ def test_another_cache_is_written_to_and_read(dtype: torch.dtype, tmp_path: Path
     with torch.inference_mode():
         for model in (fused, plain):
             caches = [KVCache(model.layer_specs, 32, dtype=kind) for kind in (torch.float32, dtype, dtype)]
-            turns = [(batch_of([[7 + at]], [1 + at // 3]), caches[at % 3]) for at in range(12)]
-            found.append([model.forward(batch, cache).clone() for batch, cache in turns])
+            loop = [(batch_of([[7 + at]], [1 + at // 3]), caches[at % 3]) for at in range(12)]
+            found.append([model.forward(batch, cache).clone() for batch, cache in loop])
     for ours, truth in zip(*found, strict=True):
         assert torch.equal(ours, truth)
 

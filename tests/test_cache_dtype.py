@@ -12,7 +12,7 @@ from byhand.cli.main import main
 from byhand.errors import BadRequest
 from byhand.kernels import backends
 from byhand.verify import DEFAULT_PROMPTS
-from tests.checkpoints import CONFIGS, PagedRun, Pager, open_model, random_prompt, relative_error, tiny
+from tests.checkpoints import CONFIGS, KVCacheManager, PagedRun, open_model, random_prompt, relative_error, tiny
 
 FAMILIES = sorted({family for family, _ in CONFIGS})
 
@@ -20,8 +20,8 @@ FAMILIES = sorted({family for family, _ in CONFIGS})
 def logits(folder: Path, kernels: str, dtype: torch.dtype) -> torch.Tensor:
     """A prompt in two chunks, then eight single tokens."""
     model = open_model(folder, kernels=kernels)
-    pager, run = Pager(model, dtype=dtype), PagedRun(random_prompt(128, 60, seed=2))
-    return torch.cat([pager.step([(run, end)])[0] for end in (40, 52, *range(53, 61))])
+    manager, run = KVCacheManager(model, dtype=dtype), PagedRun(random_prompt(128, 60, seed=2))
+    return torch.cat([manager.step([(run, end)])[0] for end in (40, 52, *range(53, 61))])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

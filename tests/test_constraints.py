@@ -129,7 +129,7 @@ def test_the_state_follows_from_the_ids(embedded: LLM) -> None:
     assert twin.ids == run.ids
     embedded.engine.grammars._states.clear()  # as after a restart: nothing is remembered
     resumed = embedded.start(run.ids[:-5], SamplingParams())
-    resumed._state.prompt_length, resumed._state.params = run.prompt_length, run.params
+    resumed._sequence.prompt_length, resumed._sequence.params = run.prompt_length, run.params
     assert [step.token.id for step in resumed] == whole[-5:]
 
 

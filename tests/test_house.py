@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
 BASE = {"types", "errors", "html", "reprs", "collector", "user_cache", "notes"}
-DATA = BASE | {"pages", "config", "checkpoint", "lookalikes", "context"}
+DATA = BASE | {"config", "checkpoint", "lookalikes", "context"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
     "reprs": {"types"},
@@ -32,31 +32,29 @@ ROOMS: dict[str, set[str]] = {
     "user_cache": set(),
     "config": BASE,
     "context": BASE | {"config"},
-    "pages": BASE,
+    "cache": BASE,
     "hub": BASE | {"lookalikes"},
     "lookalikes": BASE,
     "checkpoint": BASE | {"config", "hub", "lookalikes"},
-    "kv_cache": BASE | {"pages"},
     "quantize": BASE | {"checkpoint", "weights"},
     "shards": BASE,
     "weights": DATA,
     "convert": DATA | {"hub", "weights", "models", "kernels", "quantize", "shards"},
     "rope": DATA,
     "text": DATA | {"children"},
-    "kernels": DATA | {"children", "kv_cache", "weights"},
-    "layers": DATA | {"kv_cache", "weights", "kernels"},
-    "models": DATA | {"kv_cache", "weights", "kernels", "layers", "quantize", "rope"},
+    "kernels": DATA | {"children", "cache", "weights"},
+    "layers": DATA | {"cache", "weights", "kernels"},
+    "models": DATA | {"cache", "weights", "kernels", "layers", "quantize", "rope"},
     "sampling": BASE,
-    "engine": DATA | {"kv_cache", "models", "sampling", "text"},
+    "engine": DATA | {"cache", "models", "sampling", "text"},
     "jsonable": BASE,
     "run": DATA | {"engine", "sampling", "text", "record", "llm", "prompts"},
     "record": DATA | {"jsonable", "sampling", "run", "llm"},
-    "opened": DATA | {"engine", "kernels", "kv_cache", "models", "record", "sampling", "text", "weights"},
+    "opened": DATA | {"engine", "kernels", "cache", "models", "record", "sampling", "text", "weights"},
     "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
-    "bench": BASE
-    | {"checkpoint", "children", "convert", "kernels", "kv_cache", "layers", "llm", "sampling", "weights"},
+    "bench": BASE | {"checkpoint", "children", "convert", "kernels", "cache", "layers", "llm", "sampling", "weights"},
     "server": BASE | {"bench", "engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
     "web": set(),
     "cli": {
@@ -79,7 +77,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": BASE | {"sampling", "llm", "run", "record"},
     "__main__": {"cli"},
 }
-TORCH_FREE = ("types", "errors", "html", "pages", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
+TORCH_FREE = ("types", "errors", "html", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
 TORCH_FREE += (
     "server",
     "web",
@@ -148,9 +146,9 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
     room = room_of(path)
     at_once = {name.split(".")[0] for name, now in imports_of(path) if now}
     anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
-    if room in TORCH_FREE or path.name in ("scheduler.py", "params.py", "fields.py"):
+    if room in TORCH_FREE or path.name in ("pages.py", "scheduler.py", "params.py", "fields.py"):
         assert "torch" not in at_once
-    if room in ("types", "errors", "html", "reprs", "pages", "collector", "user_cache", "lookalikes", "context"):
+    if room in ("types", "errors", "html", "reprs", "collector", "user_cache", "lookalikes", "context"):
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
     if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -12,10 +12,10 @@ import torch
 
 from byhand import LLM, BadRequest, SamplingParams, Step
 from byhand.engine import operations
+from byhand.engine.breakpoint import Breakpoint
 from byhand.engine.events import Event, Paused
-from byhand.engine.state import Line, RunState
-from byhand.engine.steered import Steered
-from byhand.engine.until import Until
+from byhand.engine.interactive import InteractiveHandle
+from byhand.engine.sequence import LogitsRow, Sequence
 from byhand.engine.worker import Worker
 from byhand.kernels import Survey
 
@@ -23,7 +23,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5], [3, 5, 8, 9, 7, 9]]
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=8, ignore_eos=True)
 
 
-def opened(llm: LLM, params: SamplingParams = SAMPLED) -> list[RunState]:
+def opened(llm: LLM, params: SamplingParams = SAMPLED) -> list[Sequence]:
     """Three runs of which nothing is computed; as states, which hold their pages until the engine is gone."""
     seeds = enumerate(PROMPTS)
     return [llm.engine.open(ids, params, seed=seed) for seed, ids in seeds]
@@ -36,13 +36,13 @@ def steps_of(llm: LLM, params: SamplingParams) -> list[Step]:
     return [step for state in states for step in state.steps]
 
 
-def is_alone(line: Line | None) -> bool:
+def is_alone(row: LogitsRow | None) -> bool:
     """Whether a row keeps only itself in memory."""
-    assert line is not None
-    return line.logits.untyped_storage().nbytes() == line.logits.nbytes
+    assert row is not None
+    return row.logits.untyped_storage().nbytes() == row.logits.nbytes
 
 
-def no_surveys(logits: torch.Tensor, counts: Sequence[int]) -> list[Survey | None]:
+def no_surveys(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
     return [None] * len(counts)
 
 
@@ -54,7 +54,7 @@ def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pyte
     states[1].params = states[1].params.replace(logprobs=20)
     given = llm.model.kernels.surveys
 
-    def counted(logits: torch.Tensor, counts: Sequence[int]) -> list[Survey | None]:
+    def counted(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
         calls.append(list(counts))
         return given(logits, counts)
 
@@ -90,7 +90,7 @@ def test_a_step_tells_of_as_many_as_are_wanted_when_it_is_taken(llm: LLM) -> Non
 def test_rows_of_prompts_read_together_are_alone(llm: LLM) -> None:
     states = opened(llm)
     llm.engine.prefill(states)
-    assert all(is_alone(state.kept) for state in states)
+    assert all(is_alone(state.last_logits) for state in states)
 
 
 def test_a_row_left_over_by_a_step_that_failed_is_alone(llm: LLM) -> None:
@@ -101,21 +101,21 @@ def test_a_row_left_over_by_a_step_that_failed_is_alone(llm: LLM) -> None:
     states[1].params = states[1].params.replace(stages=(fails,))
     with pytest.raises(BadRequest, match="on purpose"):
         llm.engine.step(states)
-    assert states[0].kept is None
-    assert is_alone(states[2].kept)
+    assert states[0].last_logits is None
+    assert is_alone(states[2].last_logits)
 
 
 def test_a_fork_in_the_middle_of_a_turn_is_alone(llm: LLM) -> None:
     states = opened(llm)
     llm.engine._pass_over(states, states)
-    assert not is_alone(states[0].kept)
-    assert is_alone(operations.fork(llm.engine, states[0]).kept)
+    assert not is_alone(states[0].last_logits)
+    assert is_alone(operations.fork(llm.engine, states[0]).last_logits)
 
 
 def test_rows_of_steered_runs_at_rest_are_alone(tiny_folder: Path) -> None:
     worker, paused = Worker(lambda: LLM(tiny_folder)), SimpleQueue[Paused]()
     worker.opened.result(30)
-    runs: list[Steered] = []
+    runs: list[InteractiveHandle] = []
 
     def together(act: Callable[[], object]) -> None:
         """What is asked while the worker waits happens in the same turn."""
@@ -132,12 +132,12 @@ def test_rows_of_steered_runs_at_rest_are_alone(tiny_folder: Path) -> None:
 
     try:
         together(lambda: runs.extend(worker.open(ids, SAMPLED, hear) for ids in PROMPTS))
-        assert all(run.look(lambda _, state: is_alone(state.kept)).result(20) for run in runs)
+        assert all(run.look(lambda _, state: is_alone(state.last_logits)).result(20) for run in runs)
         together(lambda: [run.go(2) for run in runs])
-        together(lambda: [run.go(until=Until(entropy=0.0)) for run in runs])
+        together(lambda: [run.go(until=Breakpoint(entropy=0.0)) for run in runs])
         for run in runs:
-            kept, recent = run.look(lambda _, state: (state.kept, state.recent)).result(20)
-            assert is_alone(kept)
+            last_logits, recent = run.look(lambda _, state: (state.last_logits, state.recent)).result(20)
+            assert is_alone(last_logits)
             assert recent is not None
             assert len(recent.positions) == 2
             assert all(is_alone(recent.find(position)) for position in recent.positions)

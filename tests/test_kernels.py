@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.errors import BadRequest
 from byhand.kernels import Kernels, backend, backends, reference
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.quantize import QUANTIZED, quantize
 from byhand.weights import DTYPES, Weight
 

@@ -17,7 +17,7 @@ import torch
 
 from byhand.bench import checkpoints
 from byhand.bench.shapes import SHAPES, tensors_of
-from byhand.kv_cache import KVCache, LayerSpec
+from byhand.cache.kv_cache import KVCache, LayerSpec
 from byhand.shards import Planned, write_shards
 from byhand.weights import parts_of
 from tests.conftest import write_tokenizer

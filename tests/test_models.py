@@ -23,8 +23,8 @@ from byhand.rope import KINDS, RopeParameters, Rotary
 from tests.checkpoints import (
     CONFIGS,
     SHARED,
+    KVCacheManager,
     PagedRun,
-    Pager,
     greedy,
     judge,
     judge_greedy,
@@ -82,9 +82,9 @@ def test_logits_at_all_positions(config: tuple[str, str], pair_of: Any) -> None:
 def test_many_runs_in_one_ragged_pass(config: tuple[str, str], pair_of: Any) -> None:
     ours, theirs = pair_of(config)
     runs = [PagedRun(random_prompt(128, length, seed=length)) for length in (1, 50, 17, 16, 33)]
-    pager = Pager(ours)
-    pager.step([(runs[1], 20), (runs[4], 32)])
-    rows = pager.step([(run, len(run.ids)) for run in runs])
+    manager = KVCacheManager(ours)
+    manager.step([(runs[1], 20), (runs[4], 32)])
+    rows = manager.step([(run, len(run.ids)) for run in runs])
     for run, logits in zip(runs, rows, strict=True):
         truth = judge_logits(theirs, run.ids)
         assert relative_error(logits, truth[-len(logits) :]) < BOUND
@@ -134,8 +134,8 @@ def test_dtype_asked_for(tmp_path: Path) -> None:
 
 def test_logits_only_for_the_rows_asked_for(tmp_path: Path) -> None:
     model = open_model(tiny(tmp_path))
-    run, pager = PagedRun(random_prompt(128, 20, seed=5)), Pager(model)
-    hidden = model.forward(pager.batch([(run, 20)]), pager.cache)
+    run, manager = PagedRun(random_prompt(128, 20, seed=5)), KVCacheManager(model)
+    hidden = model.forward(manager.batch([(run, 20)]), manager.cache)
     assert hidden.shape == (20, 48)
     assert model.logits(hidden[[3, 19]]).shape == (2, 128)
     assert relative_error(model.logits(hidden[[3, 19]]), model.logits(hidden)[[3, 19]]) < 1e-6

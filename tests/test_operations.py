@@ -85,11 +85,11 @@ class Runs(RuleBasedStateMachine):
     @invariant()
     def pages_cover_what_is_computed(self) -> None:
         for run in getattr(self, "runs", []):
-            state = run._state
+            state = run._sequence
             assert len(state.pages) == -(-state.computed // 16)
             assert len(state.steps) == state.generated == len(state.step_params)
             assert [step.token.id for step in state.steps] == state.ids[state.prompt_length :]
-        held = {page for run in getattr(self, "runs", []) for page in run._state.pages}
+        held = {page for run in getattr(self, "runs", []) for page in run._sequence.pages}
         assert self.llm.engine.pages_in_use == len(held)
 
     def teardown(self) -> None:

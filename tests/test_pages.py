@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from byhand.cache.pages import PagePool, page_hash
 from byhand.errors import OutOfPages
-from byhand.pages import PagePool, page_hash
 
 
 def test_a_page_is_free_again_when_its_last_holder_goes() -> None:

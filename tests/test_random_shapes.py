@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.quantize import QUANTIZED
 from byhand.sampling.look import survey
 from byhand.weights import DTYPES

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from byhand import LLM, FinishReason, PromptError, RunFinished, SamplingParams, naive
-from byhand.engine.output import TextState
+from byhand.cache.kv_cache import PAGE_SIZE
+from byhand.engine.text_state import TextState
 from byhand.errors import BadRequest, OutOfPages
-from byhand.kv_cache import PAGE_SIZE
 from tests.tokenizers_for_tests import every_sort
 
 PROMPT = "the quick brown fox"

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byhand import LLM, SamplingParams
+from byhand.cache.kv_cache import PAGE_SIZE
+from byhand.cache.manager import KVCacheManager
+from byhand.cache.pages import PagePool
 from byhand.engine.events import Event, Failed, Finished, Stepped
-from byhand.engine.jobs import Job, Ticket
 from byhand.engine.limits import Limits
-from byhand.engine.pager import Pager
+from byhand.engine.loop import EngineLoop
+from byhand.engine.request import Request, RequestHandle
 from byhand.engine.scheduler import Scheduler, schedule
-from byhand.engine.state import RunState
-from byhand.engine.turns import Turns
-from byhand.kv_cache import PAGE_SIZE
-from byhand.pages import PagePool
+from byhand.engine.sequence import Sequence
 from byhand.types import Step
 from tests.conftest import tiny_llama
 from tests.test_house import modules_after
@@ -35,10 +35,10 @@ TIE = 1e-4
 NUMBERS = count()
 
 
-def bare_run(length: int, ids: list[int] | None = None) -> RunState:
+def bare_run(length: int, ids: list[int] | None = None) -> Sequence:
     """A run with nothing but ids; those that are not given are like no other's."""
     ids = [next(NUMBERS)] * length if ids is None else ids
-    return RunState(ids, len(ids), SamplingParams(seed=0), 0, cast(Any, None))
+    return Sequence(ids, len(ids), SamplingParams(seed=0), 0, cast(Any, None))
 
 
 # One pass.
@@ -80,7 +80,7 @@ def test_the_oldest_gets_the_last_row() -> None:
 # Prompts that begin alike, at the same moment.
 
 
-def rows_of(runs: list[RunState], *limits: int) -> list[int]:
+def rows_of(runs: list[Sequence], *limits: int) -> list[int]:
     rows = {chunk.run: chunk.rows for chunk in schedule(runs, limits[0], PAGE_SIZE, *limits[1:])}
     return [rows.get(run, 0) for run in runs]
 
@@ -106,17 +106,17 @@ def test_a_run_that_would_fall_behind_does_not_wait() -> None:
 
 def computed_in_passes(prompts: list[list[int]], max_rows: int) -> list[list[int]]:
     """For each pass the rows of every run; pages are as the engine keeps them, and nothing is computed."""
-    pager = Pager(cast(Any, SimpleNamespace(pool=PagePool(200, PAGE_SIZE))), b"root")
+    manager = KVCacheManager(cast(Any, SimpleNamespace(pool=PagePool(200, PAGE_SIZE))), b"root")
     runs = [bare_run(0, ids) for ids in prompts]
     passes: list[list[int]] = []
     while waiting := [run for run in runs if run.uncomputed]:
         for run in waiting:
-            pager.adopt_prefix(run)
+            manager.adopt_prefix(run)
         passes.append([0] * len(runs))
         for chunk in schedule(waiting, max_rows, PAGE_SIZE):
-            pager.reserve(chunk.run, chunk.end)
+            manager.reserve(chunk.run, chunk.end)
             chunk.run.computed = chunk.end
-            pager.publish(chunk.run)
+            manager.publish(chunk.run)
             passes[-1][runs.index(chunk.run)] = chunk.rows
     return passes
 
@@ -218,27 +218,27 @@ class Hall:
 
     def __init__(self, llm: LLM, mixed_rows: int = 128, **limits: Any) -> None:
         self.llm = llm
-        self.turns = Turns(llm.engine, Limits(**limits), mixed_rows=mixed_rows)
+        self.loop = EngineLoop(llm.engine, Limits(**limits), mixed_rows=mixed_rows)
         self.taken = 0
 
-    def submit(self, ids: list[int], params: SamplingParams, watch: int | None = None) -> tuple[Ticket, Fan]:
+    def submit(self, ids: list[int], params: SamplingParams, watch: int | None = None) -> tuple[RequestHandle, Fan]:
         fan = Fan(lambda: self.taken)
-        ticket = Ticket(cast(Any, None), params.n, fan)
-        run = self.turns.open(ids, params, params.seed or 0, watch)
-        self.turns.add(Job(ticket, 0, run, followers=params.n - 1))
-        return ticket, fan
+        handle = RequestHandle(cast(Any, None), params.n, fan)
+        run = self.loop.open(ids, params, params.seed or 0, watch)
+        self.loop.add(Request(handle, 0, run, followers=params.n - 1))
+        return handle, fan
 
     def turn(self) -> None:
         self.taken += 1
-        self.turns.turn()
-        scheduler = self.turns.scheduler
-        held = {page for job in self.turns.jobs.values() for page in job.run.pages}
+        self.loop.turn()
+        scheduler = self.loop.scheduler
+        held = {page for job in self.loop.requests.values() for page in job.run.pages}
         assert self.llm.engine.cache.pool.in_use == len(held)
-        assert set(self.turns.jobs) == {*scheduler.running, *scheduler.waiting, *scheduler.resting}
+        assert set(self.loop.requests) == {*scheduler.running, *scheduler.waiting, *scheduler.idle}
 
     def finish(self) -> None:
         for _ in range(20_000):
-            if not self.turns.has_work:
+            if not self.loop.has_work:
                 return
             self.turn()
         raise AssertionError("the turns never end")
@@ -260,9 +260,9 @@ def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, i
     tight = dice.random() < 0.5  # short prompts that grow together until somebody must give way
     hall = Hall(llm, mixed_rows=dice.choice([4, 16, 128]), running=8 if tight else dice.choice([1, 3, 8]))
     base = dice.choices(range(2, 384), k=60)
-    tickets: list[tuple[Ticket, Fan, list[int], SamplingParams]] = []
-    cancelled: set[Ticket] = set()
-    while len(tickets) < count or hall.turns.has_work:
+    tickets: list[tuple[RequestHandle, Fan, list[int], SamplingParams]] = []
+    cancelled: set[RequestHandle] = set()
+    while len(tickets) < count or hall.loop.has_work:
         if len(tickets) < count and dice.random() < 0.4:
             start = [] if tight else dice.choice([[], base[:40], base[: dice.randint(1, 60)]])
             ids = [*start, *dice.choices(range(2, 384), k=dice.randint(1, 9 if tight else 50))]
@@ -276,35 +276,35 @@ def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, i
             )
             tickets.append((*hall.submit(ids, params, dice.choice([None, None, 2])), ids, params))
         if tickets and dice.random() < 0.02:
-            ticket = dice.choice(tickets)[0]
-            cancelled |= {ticket} if ticket.open else set()
-            hall.turns.cancel(ticket)
+            handle = dice.choice(tickets)[0]
+            cancelled |= {handle} if handle.open else set()
+            hall.loop.cancel(handle)
         if tickets and dice.random() < 0.1:
-            ticket = dice.choice(tickets)[0]
-            ticket.held = not ticket.held
-            hall.turns.unhold(ticket)
+            handle = dice.choice(tickets)[0]
+            handle.held = not handle.held
+            hall.loop.unhold(handle)
         if len(tickets) == count and dice.random() < 0.2:
-            for ticket, *_ in tickets:
-                ticket.held = False
-                hall.turns.unhold(ticket)
+            for handle, *_ in tickets:
+                handle.held = False
+                hall.loop.unhold(handle)
         hall.turn()
-    for ticket, *_ in tickets:
-        ticket.held = False
-        hall.turns.unhold(ticket)
+    for handle, *_ in tickets:
+        handle.held = False
+        hall.loop.unhold(handle)
     hall.finish()
-    assert hall.turns.jobs == {}
+    assert hall.loop.requests == {}
     assert llm.engine.cache.pool.in_use == 0
     compared = 0
-    for ticket, fan, ids, params in tickets:
+    for handle, fan, ids, params in tickets:
         assert sorted(event.choice for event in fan.endings()) == list(range(params.n))
         assert not any(isinstance(event, Failed) for event in fan.endings())
         for choice in range(params.n):
             run = other.start_run(ids, params, seed=params.seed, choice=choice)
             steps = [step for _, step in fan.steps[choice]]
-            alone = list(run) if ticket not in cancelled else [run.step() for _ in steps]
+            alone = list(run) if handle not in cancelled else [run.step() for _ in steps]
             assert same_stream(steps, alone), (seed, choice)
             compared += 1
-    return compared, hall.turns.scheduler.preemptions
+    return compared, hall.loop.scheduler.preemptions
 
 
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])
@@ -353,17 +353,17 @@ def alike_in_company(count: int, tokens: int, company_sizes: list[int]) -> None:
         hall = Hall(llm, mixed_rows=running + 20, running=running)
         fans = [hall.submit(ids, params)[1] for ids, params in asked]
         torn = 0
-        while hall.turns.has_work:
+        while hall.loop.has_work:
             hall.turn()
-            if hall.turns.scheduler.running and dice.random() < 0.03:
-                llm.engine.release(dice.choice(hall.turns.scheduler.running))
+            if hall.loop.scheduler.running and dice.random() < 0.03:
+                llm.engine.release(dice.choice(hall.loop.scheduler.running))
                 torn += 1
         ids = [[step.token.id for _, step in fan.steps[0]] for fan in fans]
         differ = [number for number, (one, other) in enumerate(zip(ids, expected, strict=True)) if one != other]
         assert differ == [], (running, differ)
         assert torn > 0
-        assert hall.turns.meter.cached_tokens > 0
-        assert running < 16 or hall.turns.scheduler.preemptions > 0
+        assert hall.loop.meter.cached_tokens > 0
+        assert running < 16 or hall.loop.scheduler.preemptions > 0
 
 
 def test_the_same_tokens_alone_and_in_company() -> None:
@@ -404,8 +404,8 @@ def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp
     assert took == -(-4000 // 125)
     assert max(rows) <= 128
     for fan in streams:
-        turns = [turn for turn, _ in fan.steps[0]]
-        assert turns[: took + 2] == list(range(turns[0], turns[0] + took + 2))  # a token in every turn
+        loop = [turn for turn, _ in fan.steps[0]]
+        assert loop[: took + 2] == list(range(loop[0], loop[0] + took + 2))  # a token in every turn
 
 
 def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -> None:
@@ -415,7 +415,7 @@ def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -
     hall.submit(ids, SamplingParams(n=4, max_tokens=40, temperature=1.0, seed=1))
     hall.turn()
     hall.turn()
-    assert len(hall.turns.jobs) == 4
+    assert len(hall.loop.requests) == 4
     assert llm.engine.cache.pool.in_use <= 7 + 3  # one prompt, and a last page of each its own
     _, fan = hall.submit(ids, SamplingParams(max_tokens=2))
     hall.finish()
@@ -442,7 +442,7 @@ def test_equal_prompts_at_the_same_moment_are_computed_once(tiny_folder: Path) -
         assert [[step.token.id for _, step in fan.steps[number]] for number in range(3)] == expected
     cached = [event.usage.cached_tokens for fan in fans for event in fan.endings() if isinstance(event, Finished)]
     assert cached == [0] * 3 + [96] * 9
-    assert hall.turns.meter.cached_tokens == 3 * 96 + 80
+    assert hall.loop.meter.cached_tokens == 3 * 96 + 80
 
 
 def test_equal_prompts_of_one_call_are_computed_once(tiny_folder: Path) -> None:
@@ -455,5 +455,5 @@ def test_equal_prompts_of_one_call_are_computed_once(tiny_folder: Path) -> None:
 
 
 def test_the_scheduler_and_the_worker_load_no_torch() -> None:
-    loaded = modules_after("import byhand.engine.scheduler, byhand.engine.worker, byhand.engine.turns")
+    loaded = modules_after("import byhand.engine.scheduler, byhand.engine.worker, byhand.engine.loop")
     assert "torch" not in loaded

@@ -26,7 +26,7 @@ from byhand import LLM, SamplingParams
 from byhand.cli import serve
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
-from byhand.engine.output import TextState
+from byhand.engine.text_state import TextState
 from byhand.server.line import describe
 from tests.conftest import tiny_llama
 from tests.serving import Process, Running, byhand_serve, ended, served, until
@@ -228,7 +228,7 @@ def is_marked(arguments: tuple[Any, ...]) -> bool:
         ("byhand.text.tokenizer.Tokenizer.encode", True),
         ("byhand.llm.LLM.render_chat", False),
         ("byhand.engine.engine.choose", True),
-        ("byhand.engine.output.TextState.push", True),
+        ("byhand.engine.text_state.TextState.push", True),
         ("byhand.server.chat.chat_step", False),
         ("byhand.server.sse.compact", False),
     ],

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from byhand import LLM, FinishReason, SamplingParams
+from byhand.cache.kv_cache import PAGE_SIZE
 from byhand.engine import operations
 from byhand.engine.events import Event, Failed, Finished, Paused, Progress, Read, Stepped
 from byhand.engine.limits import Limits
-from byhand.engine.worker import Ticket, Worker
+from byhand.engine.worker import RequestHandle, Worker
 from byhand.errors import BadRequest, Busy, LimitExceeded, NotServing, OutOfPages, PromptError, PromptTooLong, TimeLimit
-from byhand.kv_cache import PAGE_SIZE
 
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -62,21 +62,23 @@ def worker(tiny_folder: Path) -> Iterator[Worker]:
     worker.call(lambda: None).exception(10)
     worker.close()
     assert worker.stats().pages_used == 0
-    assert worker._turns is not None
-    assert worker._turns.jobs == {}
-    assert worker._turns.meter._open == 0
+    assert worker._loop is not None
+    assert worker._loop.requests == {}
+    assert worker._loop.meter._open == 0
 
 
-def submit(worker: Worker, prompt: list[int], params: SamplingParams = SHORT, **options: Any) -> tuple[Ticket, Ear]:
+def submit(
+    worker: Worker, prompt: list[int], params: SamplingParams = SHORT, **options: Any
+) -> tuple[RequestHandle, Ear]:
     ear = Ear(params.n, options.pop("react", None))
     return worker.submit(prompt, params, ear, **options), ear
 
 
 def test_a_submission_is_the_librarys_run(worker: Worker, llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, seed=3, n=3, max_tokens=10, ignore_eos=True)
-    ticket, ear = submit(worker, [5, 6, 7], params)
+    handle, ear = submit(worker, [5, 6, 7], params)
     ear.wait()
-    assert ticket.is_done
+    assert handle.is_done
     expected = llm.generate([5, 6, 7], params)
     assert isinstance(expected, list)
     assert [ear.ids(choice) for choice in range(3)] == [one.ids for one in expected]
@@ -90,8 +92,8 @@ def test_a_submission_is_the_librarys_run(worker: Worker, llm: LLM) -> None:
 def test_reading_gives_every_position_once_in_order(worker: Worker, llm: LLM) -> None:
     ids = [5 + i % 300 for i in range(150)]
     worker.call(lambda: setattr(worker.llm.engine, "max_rows", 40)).result()
-    assert worker._turns is not None
-    worker._turns.scheduler._max_rows = 40
+    assert worker._loop is not None
+    worker._loop.scheduler._max_rows = 40
     ear = Ear()
     worker.read(ids, 3, ear)
     assert ear.wait() == Finished(0, FinishReason.LENGTH, None, ear.wait().usage)  # type: ignore[union-attr]
@@ -230,10 +232,10 @@ def test_a_listener_that_raises_loses_its_run_alone(worker: Worker) -> None:
         if isinstance(event, Stepped) and event.step.index == 3:
             raise OSError("gone")
 
-    ticket, ear = submit(worker, [4] * 40, LONG.replace(n=2, temperature=1.0), react=react)
+    handle, ear = submit(worker, [4] * 40, LONG.replace(n=2, temperature=1.0), react=react)
     _, other = submit(worker, [5, 6], LONG)
     assert isinstance(other.wait(), Finished)
-    assert ticket.is_done
+    assert handle.is_done
     assert len(ear.ids()) <= 8
     assert [event.step.index for event in ear.events[-1:] if isinstance(event, Stepped)] == [3]  # it is told no more
     assert worker.stats().pages_used == 0
@@ -311,7 +313,7 @@ def test_a_pass_that_fails_once_costs_nobody(worker: Worker, monkeypatch: pytest
 @pytest.mark.parametrize("moment", ["at once", "prefill", "first", "later"])
 def test_a_cancelled_run_is_gone_before_the_next_pass(worker: Worker, params: SamplingParams, moment: str) -> None:
     passes: list[int] = []
-    tickets: list[Ticket] = []
+    tickets: list[RequestHandle] = []
 
     def react(event: Event) -> None:
         wanted = {"prefill": Progress, "first": Stepped, "later": Stepped}.get(moment)
@@ -326,8 +328,8 @@ def test_a_cancelled_run_is_gone_before_the_next_pass(worker: Worker, params: Sa
             tickets[0].cancel()
 
     def begin() -> Ear:
-        ticket, ear = submit(worker, [5] * 200, params.replace(max_tokens=50), react=react)
-        tickets.append(ticket)
+        handle, ear = submit(worker, [5] * 200, params.replace(max_tokens=50), react=react)
+        tickets.append(handle)
         return ear
 
     ear = worker.call(begin).result(5)
@@ -345,15 +347,15 @@ def test_a_cancelled_run_is_gone_before_the_next_pass(worker: Worker, params: Sa
 
 
 def test_a_held_run_stands_still_and_loses_nothing(worker: Worker, llm: LLM) -> None:
-    tickets: list[Ticket] = []
+    tickets: list[RequestHandle] = []
 
     def react(event: Event) -> None:
         if isinstance(event, Stepped) and event.step.index == 4:
             tickets[0].hold()
 
     def begin() -> Ear:
-        ticket, ear = submit(worker, [5, 6], SHORT, react=react)
-        tickets.append(ticket)
+        handle, ear = submit(worker, [5, 6], SHORT, react=react)
+        tickets.append(handle)
         return ear
 
     ear = worker.call(begin).result(5)
@@ -368,8 +370,8 @@ def test_a_held_run_stands_still_and_loses_nothing(worker: Worker, llm: LLM) -> 
 def test_seconds_run_out_with_a_named_error(tiny_folder: Path) -> None:
     worker = Worker(LLM(tiny_folder), Limits(seconds=0.05))
     worker.opened.result()
-    ticket, ear = submit(worker, [5], LONG)
-    ticket.hold()
+    handle, ear = submit(worker, [5], LONG)
+    handle.hold()
     ending = ear.wait()
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, TimeLimit)
@@ -407,8 +409,8 @@ def test_draining_waits_for_no_steered_run_whose_reader_is_gone(worker: Worker) 
     """A client that hangs up while its prompt is computed: the run is held in the middle of it."""
     block, ear = threading.Event(), Ear()
     worker.call(block.wait)
-    ticket = worker.open([5] * 40, LONG, ear)
-    ticket.hold()
+    handle = worker.open([5] * 40, LONG, ear)
+    handle.hold()
     ended = worker.drain(60)
     block.set()
     ended.result(20)
@@ -449,7 +451,7 @@ def test_an_edit_that_finds_no_pages_is_taken_back(tiny_folder: Path, place: int
     run = llm.start([5] * 20, SamplingParams(max_tokens=20, ignore_eos=True))
     list(run)
     before = (run.ids, run.text, run.prompt_length, [s.token.id for s in run.steps], run.finish_reason)
-    llm.engine.release(run._state)
+    llm.engine.release(run._sequence)
     blocker = llm.engine.open([9] * 50, SamplingParams(), seed=0)
     llm.engine.prefill([blocker])
     with pytest.raises(OutOfPages):

@@ -8,14 +8,14 @@ from itertools import accumulate
 
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch
 from byhand.engine.scheduler import Chunk
-from byhand.kv_cache import PAGE_SIZE, Batch
 
 
 def batch_of(chunks: Sequence[Chunk], device: torch.device) -> Batch:
     """The chunks, of which there must be one, row by row in their order. Their pages are reserved."""
-    places = [(chunk.run.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
-    numbers = array("q", [token for chunk in chunks for token in chunk.run.ids[chunk.start : chunk.end]])
+    places = [(chunk.sequence.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
+    numbers = array("q", [token for chunk in chunks for token in chunk.sequence.ids[chunk.start : chunk.end]])
     numbers.extend([position for _, position in places])
     numbers.extend([pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in places])
     # One tensor in place of three, and none of lists: while weights push all else out of the caches, every call counts.
@@ -26,5 +26,5 @@ def batch_of(chunks: Sequence[Chunk], device: torch.device) -> Batch:
         slots=slots,
         query_starts=(0, *accumulate(chunk.rows for chunk in chunks)),
         context_lens=tuple(chunk.end for chunk in chunks),
-        page_tables=tuple(tuple(chunk.run.pages) for chunk in chunks),
+        page_tables=tuple(tuple(chunk.sequence.pages) for chunk in chunks),
     )

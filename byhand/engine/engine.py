@@ -7,7 +7,7 @@ does to a run (`operations.py`) is a change to its list of ids, after which the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from os import getpid
@@ -16,14 +16,14 @@ from time import perf_counter
 
 import torch
 
+from byhand.cache.kv_cache import PAGE_SIZE, KVCache
+from byhand.cache.manager import KVCacheManager
 from byhand.context import Context
 from byhand.engine.batch import batch_of
-from byhand.engine.output import TextState, Way
-from byhand.engine.pager import Pager
 from byhand.engine.scheduler import Chunk, phase, schedule
-from byhand.engine.state import Line, RunState, Work, own_rows
+from byhand.engine.sequence import LogitsRow, Sequence, Work, own_rows
+from byhand.engine.text_state import TextState, Way
 from byhand.errors import ByhandError, RunFinished, without_frames
-from byhand.kv_cache import PAGE_SIZE, KVCache
 from byhand.models import Model
 from byhand.sampling.chain import Choice, best_wanted, choose
 from byhand.sampling.constraints import Grammars
@@ -57,40 +57,40 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.cache = cache
-        self.pager = Pager(cache, root)
+        self.manager = KVCacheManager(cache, root)
         self.eos_ids = eos_ids
         self.grammars = Grammars(tokenizer, model.vocab_size, eos_ids)
         self.max_rows = max_rows
         self.context = context
         self.lock = RLock()
-        self._retired: deque[RunState] = deque()
+        self._retired: deque[Sequence] = deque()
         self._process = getpid()
 
     # Runs come and go.
 
     def open(
         self, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0, reuse: bool = True
-    ) -> RunState:
+    ) -> Sequence:
         """Make a run of checked ids. Nothing is computed yet, but pages that are known already are its own."""
         self.grammars.check(params)
         with self.lock:
             self.collect()
             text_state = TextState(self.tokenizer, ids, params.stop)
-            run = RunState(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
+            sequence = Sequence(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
             if reuse:
-                self.pager.adopt_prefix(run)
-            self.check_length(run)
-            return run
+                self.adopt_prefix(sequence)
+            self.check_length(sequence)
+            return sequence
 
-    def release(self, run: RunState) -> None:
+    def release(self, sequence: Sequence) -> None:
         """Let go of a run's pages; it can still go on, recomputed from its ids."""
         with self.lock:
-            self.pager.release(run)
-            run.kept = None
+            self.manager.release(sequence)
+            sequence.last_logits = None
 
-    def retire(self, run: RunState) -> None:
+    def retire(self, sequence: Sequence) -> None:
         """Release a run later, from any thread and at any moment: the garbage collector calls this."""
-        self._retired.append(run)
+        self._retired.append(sequence)
 
     def collect(self) -> None:
         """Release the runs whose handles are gone."""
@@ -106,85 +106,91 @@ class Engine:
 
     # The step.
 
-    def step(self, runs: Sequence[RunState]) -> list[list[Step]]:
+    def step(self, sequences: list[Sequence]) -> list[list[Step]]:
         """One engine turn: a pass over what is uncomputed, then a token for each run whose list is computed.
 
         `runs` are in order of age: when pages run out, the youngest gives its own up and is computed again later.
         """
         with self.lock:
             self.collect()
-            self._pass_over(runs, runs)
+            self._pass_over(sequences, sequences)
             try:
-                return [[self.commit(run)] if self.is_ready(run) else [] for run in runs]
+                return [[self.commit(sequence)] if self.is_ready(sequence) else [] for sequence in sequences]
             finally:
-                own_rows(run.kept for run in runs)
+                own_rows(sequence.last_logits for sequence in sequences)
 
-    def step_one(self, run: RunState, forced: int | None = None) -> Step:
+    def step_one(self, sequence: Sequence, forced: int | None = None) -> Step:
         """One token for one run, the sampler's or `forced`, however many passes it needs."""
         with self.lock:
-            if run.is_finished:
+            if sequence.is_finished:
                 raise RunFinished(
-                    f"the run has ended ({run.finish_reason}); no step can be taken",
+                    f"the run has ended ({sequence.finish_reason}); no step can be taken",
                     hint="rewind, edit or insert to go on",
                 )
-            self.prefill([run])
-            return self.commit(run, forced)
+            self.prefill([sequence])
+            return self.commit(sequence, forced)
 
-    def prefill(self, runs: Sequence[RunState], others: Sequence[RunState] = ()) -> None:
+    def prefill(self, sequences: list[Sequence], others: Iterable[Sequence] = ()) -> None:
         """Compute the runs' lists to the end, in as many passes as it takes; no token is chosen.
 
         `others` give their pages up when these runs need them.
         """
         with self.lock:
-            while waiting := [run for run in runs if run.next_needed is not None]:
+            while waiting := [sequence for sequence in sequences if sequence.next_needed is not None]:
                 self._pass_over(waiting, [*waiting, *others])
-                own_rows(run.kept for run in waiting)
+                own_rows(sequence.last_logits for sequence in waiting)
 
-    def is_ready(self, run: RunState) -> bool:
+    def is_ready(self, sequence: Sequence) -> bool:
         """Whether a token can be chosen for it now."""
-        return run.kept is not None and not run.is_finished
+        return sequence.last_logits is not None and not sequence.is_finished
 
-    def _pass_over(self, waiting: Sequence[RunState], runs: Sequence[RunState]) -> None:
+    def _pass_over(self, waiting: list[Sequence], sequences: list[Sequence]) -> None:
         """One pass; when pages run out, the youngest of `runs` gives its own up."""
 
-        def youngest(run: RunState) -> RunState | None:
-            younger = runs[runs.index(run) + 1 :]
+        def youngest(sequence: Sequence) -> Sequence | None:
+            younger = sequences[sequences.index(sequence) + 1 :]
             return next((other for other in reversed(younger) if other.pages), None)
 
         planned = schedule(self.align(waiting), self.max_rows, PAGE_SIZE)
         chunks = self.reserve(planned, youngest)
         if planned and not chunks:
-            raise self.pager.out_of_pages()
+            raise self.manager.out_of_pages()
         if chunks:
             self.compute(chunks, [])
 
-    def align(self, runs: Sequence[RunState]) -> list[RunState]:
+    def align(self, sequences: list[Sequence]) -> list[Sequence]:
         """The runs that need a pass, with all pages that are known by now; logits that are gone are computed again."""
         waiting = []
-        for run in runs:
-            if (needed := run.next_needed) is not None:
-                self.pager.truncate(run, needed)
-                self.pager.adopt_prefix(run)
-                waiting.append(run)
+        for sequence in sequences:
+            if (needed := sequence.next_needed) is not None:
+                self.manager.truncate(sequence, needed)
+                self.adopt_prefix(sequence)
+                waiting.append(sequence)
         return waiting
 
-    def reserve(self, chunks: Sequence[Chunk], victim: Callable[[RunState], RunState | None]) -> list[Chunk]:
+    def adopt_prefix(self, sequence: Sequence) -> None:
+        """Take the pages that are known already; those of a prompt that no pass has begun count as cached."""
+        adopted = self.manager.adopt_prefix(sequence)
+        if not sequence.generated and not sequence.work.computed:
+            sequence.cached = min(sequence.computed, sequence.cached + adopted)
+
+    def reserve(self, chunks: list[Chunk], victim: Callable[[Sequence], Sequence | None]) -> list[Chunk]:
         """Give each chunk its pages, oldest run first; those that find none wait for another pass.
 
         `victim` names a run that must give its pages up for this one; it is computed again later from its ids.
         """
         # A chunk that no longer begins where its run ends is of one that gave its pages up on the way.
-        return [chunk for chunk in chunks if chunk.start == chunk.run.computed and self._make_room(chunk, victim)]
+        return [chunk for chunk in chunks if chunk.start == chunk.sequence.computed and self._make_room(chunk, victim)]
 
-    def _make_room(self, chunk: Chunk, victim: Callable[[RunState], RunState | None]) -> bool:
-        while not self.pager.try_reserve(chunk.run, chunk.end):
-            other = victim(chunk.run)
+    def _make_room(self, chunk: Chunk, victim: Callable[[Sequence], Sequence | None]) -> bool:
+        while not self.manager.try_reserve(chunk.sequence, chunk.end):
+            other = victim(chunk.sequence)
             if other is None:
                 return False
             self.release(other)
         return True
 
-    def compute(self, chunks: Sequence[Chunk], told: list[tuple[RunState, Told]]) -> None:
+    def compute(self, chunks: list[Chunk], told: list[tuple[Sequence, Told]]) -> None:
         """One pass over reserved chunks. A watched prompt position becomes a Position, an id of the user's a Step.
 
         Both are added to `told`; the last row is kept (`own_rows`). A run whose own chain fails on the way ends alone.
@@ -192,8 +198,10 @@ class Engine:
         hidden = self.forward(chunks)
         firsts = accumulate((chunk.rows for chunk in chunks), initial=0)
         wanted = [
-            (chunk.run, position, first + position - chunk.start)
-            for chunk, first, needed in zip(chunks, firsts, [chunk.run.next_needed for chunk in chunks], strict=False)
+            (chunk.sequence, position, first + position - chunk.start)
+            for chunk, first, needed in zip(
+                chunks, firsts, [chunk.sequence.next_needed for chunk in chunks], strict=False
+            )
             if needed is not None
             for position in range(max(chunk.start, needed), chunk.end)
         ]
@@ -201,37 +209,40 @@ class Engine:
         for first in range(0, len(wanted), rows_at_once):
             block = wanted[first : first + rows_at_once]
             logits = self._logits(hidden if len(block) == hidden.shape[0] else hidden[[row for _, _, row in block]])
-            for (run, position, _), line in zip(block, self._lines(block, logits), strict=True):
+            for (sequence, position, _), row in zip(block, self._rows_of(block, logits), strict=True):
                 try:
-                    told += [(run, item) for item in self._use_row(run, position, line)]
+                    told += [(sequence, item) for item in self._use_row(sequence, position, row)]
                 except Exception as error:  # noqa: BLE001 (a user's stage may raise anything; it is the run's alone)
-                    self.fail(run, error)
+                    self.fail(sequence, error)
 
-    def _lines(self, block: Sequence[tuple[RunState, int, int]], logits: torch.Tensor) -> list[Line]:
+    def _rows_of(self, block: list[tuple[Sequence, int, int]], logits: torch.Tensor) -> list[LogitsRow]:
         """The rows of logits, surveyed together, each for what it is used for first."""
-        counts = [(position < run.prompt_length and run.watch) or best_wanted(run.params) for run, position, _ in block]
-        return list(map(Line, logits.unbind(), self.model.kernels.surveys(logits, counts)))
+        counts = [
+            (position < sequence.prompt_length and sequence.read_prompt) or best_wanted(sequence.params)
+            for sequence, position, _ in block
+        ]
+        return list(map(LogitsRow, logits.unbind(), self.model.kernels.surveys(logits, counts)))
 
-    def _use_row(self, run: RunState, position: int, line: Line) -> Iterator[Told]:
+    def _use_row(self, sequence: Sequence, position: int, row: LogitsRow) -> Iterator[Told]:
         """What the logits after `position` are good for."""
-        if run.error is not None:
+        if sequence.error is not None:
             return
-        if run.watch is not None and position == run.watched < run.prompt_length:
-            yield self._position(run, position, line)
-            run.watched += 1
-        if position + 1 == run.prompt_length + len(run.steps) < len(run.ids):
-            yield self.tell(run, line)
-        if position + 1 == len(run.ids) and not run.is_finished:
-            run.kept = line
+        if sequence.read_prompt is not None and position == sequence.positions_read < sequence.prompt_length:
+            yield self._position(sequence, position, row)
+            sequence.positions_read += 1
+        if position + 1 == sequence.prompt_length + len(sequence.steps) < len(sequence.ids):
+            yield self.tell(sequence, row)
+        if position + 1 == len(sequence.ids) and not sequence.is_finished:
+            sequence.last_logits = row
 
-    def fail(self, run: RunState, error: Exception) -> None:
+    def fail(self, sequence: Sequence, error: Exception) -> None:
         """End one run with an error and free its pages; rewind, edit, insert or set can bring it back."""
-        del run.ids[run.prompt_length + len(run.steps) :]
-        run.finish_reason, run.error = FinishReason.ERROR, without_frames(error)
-        run.watch = None
-        self.release(run)
+        del sequence.ids[sequence.prompt_length + len(sequence.steps) :]
+        sequence.finish_reason, sequence.error = FinishReason.ERROR, without_frames(error)
+        sequence.read_prompt = None
+        self.release(sequence)
 
-    def forward(self, chunks: Sequence[Chunk], *, publish: bool = True) -> torch.Tensor:
+    def forward(self, chunks: list[Chunk], *, publish: bool = True) -> torch.Tensor:
         """Run the model over reserved chunks: (N, hidden) float32, row by row in the chunks' order."""
         if getpid() != self._process:  # the kernels' threads did not come along: it would wait for them for ever
             raise ByhandError(
@@ -242,23 +253,23 @@ class Engine:
             hidden = self.model.forward(batch_of(chunks, self.model.device), self.cache)
         seconds = perf_counter() - started
         for chunk in chunks:
-            chunk.run.work = chunk.run.work.plus(chunk.rows, chunk.start, seconds)
-            chunk.run.computed = chunk.end
+            chunk.sequence.work = chunk.sequence.work.plus(chunk.rows, chunk.start, seconds)
+            chunk.sequence.computed = chunk.end
             if publish:
-                self.pager.publish(chunk.run)
+                self.manager.publish(chunk.sequence)
         return hidden
 
-    def logit_blocks(self, run: RunState, *, publish: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    def logit_blocks(self, sequence: Sequence, *, publish: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Compute a run to its end and give all logits on the way: (position of the first row, (rows, vocab)).
 
         At most LOGITS_BLOCK numbers live at once, whatever the prompt and the vocabulary.
         """
         rows_at_once = max(1, LOGITS_BLOCK // self.model.vocab_size)
-        while run.uncomputed:
+        while sequence.uncomputed:
             with self.lock:
-                chunks = self.reserve(schedule([run], self.max_rows, PAGE_SIZE), lambda _: None)
+                chunks = self.reserve(schedule([sequence], self.max_rows, PAGE_SIZE), lambda _: None)
                 if not chunks:
-                    raise self.pager.out_of_pages()
+                    raise self.manager.out_of_pages()
                 [chunk] = chunks
                 # A copy: another pass may write where the result lies before the last of its rows is asked for.
                 hidden = self.forward([chunk], publish=publish).clone()
@@ -271,105 +282,112 @@ class Engine:
 
     # From logits to a Step.
 
-    def choose(self, run: RunState, line: Line, position: int, forced: int | None) -> Choice:
+    def choose(self, sequence: Sequence, row: LogitsRow, position: int, forced: int | None) -> Choice:
         """Apply the run's chain and dice to the logits that stand before `position`."""
         return choose(
-            line.logits,
-            run.ids if position == len(run.ids) else run.ids[:position],
-            run.prompt_length,
-            run.params,
+            row.logits,
+            sequence.ids if position == len(sequence.ids) else sequence.ids[:position],
+            sequence.prompt_length,
+            sequence.params,
             eos_ids=self.eos_ids,
             position=position,
-            choice=run.choice,
-            seed=run.seed,
+            choice=sequence.choice,
+            seed=sequence.seed,
             forced=forced,
             grammars=self.grammars,
-            found=line.survey(best_wanted(run.params), self.model.kernels.surveys),
+            found=row.survey(best_wanted(sequence.params), self.model.kernels.surveys),
         )
 
-    def decide(self, run: RunState, forced: int | None = None) -> Choice:
+    def decide(self, sequence: Sequence, forced: int | None = None) -> Choice:
         """The next token of a run that is ready; nothing changes, except that a chain that fails ends the run."""
-        assert run.kept is not None
+        assert sequence.last_logits is not None
         try:
-            return self.choose(run, run.kept, len(run.ids), forced)
+            return self.choose(sequence, sequence.last_logits, len(sequence.ids), forced)
         except Exception as error:
-            self.fail(run, error)
+            self.fail(sequence, error)
             raise
 
-    def commit(self, run: RunState, forced: int | None = None, choice: Choice | None = None) -> Step:
+    def commit(self, sequence: Sequence, forced: int | None = None, choice: Choice | None = None) -> Step:
         """Append the next token; a failure on the way ends the run, and is raised."""
-        assert run.kept is not None
+        assert sequence.last_logits is not None
         started = perf_counter()
-        choice = choice or self.decide(run, forced)
+        choice = choice or self.decide(sequence, forced)
         try:
-            run.ids.append(choice.id)
-            text = self._read_ending(run, choice.id)
-            step = self.make_step(run, choice, len(run.ids) - 1, text, run.work, perf_counter() - started)
-            if run.recent is not None:
-                run.recent.keep(step.position, run.kept)
+            sequence.ids.append(choice.id)
+            text = self._read_ending(sequence, choice.id)
+            step = self.make_step(
+                sequence, choice, len(sequence.ids) - 1, text, sequence.work, perf_counter() - started
+            )
+            if sequence.recent is not None:
+                sequence.recent.keep(step.position, sequence.last_logits)
         except Exception as error:
-            self.fail(run, error)
+            self.fail(sequence, error)
             raise
-        run.kept, run.work = None, Work()
-        self.keep_step(run, step)
+        sequence.last_logits, sequence.work = None, Work()
+        self.keep_step(sequence, step)
         return step
 
-    def tell(self, run: RunState, line: Line) -> Step:
+    def tell(self, sequence: Sequence, row: LogitsRow) -> Step:
         """Make the Step of the first id of the user's that has none yet, from the logits that stand before it."""
-        position = run.prompt_length + len(run.steps)
-        choice = self.choose(run, line, position, run.ids[position])
-        text, _ = run.text_state.push(choice.id, Way.FREE)
-        if run.recent is not None:
-            run.recent.keep(position, line)
-        step = replace(self.make_step(run, choice, position, text, run.work, 0.0), finish_reason=None)
-        self.keep_step(run, step)
+        position = sequence.prompt_length + len(sequence.steps)
+        choice = self.choose(sequence, row, position, sequence.ids[position])
+        text, _ = sequence.text_state.push(choice.id, Way.FREE)
+        if sequence.recent is not None:
+            sequence.recent.keep(position, row)
+        step = replace(self.make_step(sequence, choice, position, text, sequence.work, 0.0), finish_reason=None)
+        self.keep_step(sequence, step)
         return step
 
-    def _position(self, run: RunState, position: int, line: Line) -> Position:
-        assert run.watch is not None
-        if run.prompt_tokens is None:
-            run.prompt_tokens = tuple(self.tokenizer.token(token) for token in run.ids[: run.prompt_length])
-            run.pieces = tuple(token.text for token in run.prompt_tokens)
-        follows = run.ids[position + 1] if position + 1 < run.prompt_length else None
-        [row] = look(line.logits[None], run.watch, [follows], [line.survey(run.watch, self.model.kernels.surveys)])
-        best = tuple(self.candidate(*entry) for entry in row.top)
-        actual = None if row.actual is None else self.candidate(*row.actual)
-        return Position(position, run.prompt_tokens[position], best[0], best, actual, row.entropy, run.pieces)
+    def _position(self, sequence: Sequence, position: int, row: LogitsRow) -> Position:
+        assert sequence.read_prompt is not None
+        if sequence.prompt_tokens is None:
+            sequence.prompt_tokens = tuple(
+                self.tokenizer.token(token) for token in sequence.ids[: sequence.prompt_length]
+            )
+            sequence.pieces = tuple(token.text for token in sequence.prompt_tokens)
+        follows = sequence.ids[position + 1] if position + 1 < sequence.prompt_length else None
+        found = row.survey(sequence.read_prompt, self.model.kernels.surveys)
+        [at] = look(row.logits[None], sequence.read_prompt, [follows], [found])
+        best = tuple(self.candidate(*entry) for entry in at.top)
+        actual = None if at.actual is None else self.candidate(*at.actual)
+        return Position(position, sequence.prompt_tokens[position], best[0], best, actual, at.entropy, sequence.pieces)
 
-    def keep_step(self, run: RunState, step: Step) -> None:
+    def keep_step(self, sequence: Sequence, step: Step) -> None:
         """Add a step to the run's history, with the settings it was made under."""
-        run.steps.append(step)
-        run.step_params.append(run.params)
-        run.text += step.text
+        sequence.steps.append(step)
+        sequence.step_params.append(sequence.params)
+        sequence.text += step.text
 
-    def _read_ending(self, run: RunState, token: int) -> str:
+    def _read_ending(self, sequence: Sequence, token: int) -> str:
         """Turn the newest id into text, and find out whether it ends the run."""
-        way = Way.PASSES if run.generated < run.params.min_tokens else Way.ENDS
-        if token in run.params.stop_ids or (token in self.eos_ids and not run.params.ignore_eos):
-            text, matched = run.text_state.end(token, way)
-            run.finish_reason, run.stop_reason = FinishReason.STOP, token if matched is None else matched
+        way = Way.PASSES if sequence.generated < sequence.params.min_tokens else Way.ENDS
+        if token in sequence.params.stop_ids or (token in self.eos_ids and not sequence.params.ignore_eos):
+            text, matched = sequence.text_state.end(token, way)
+            sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, token if matched is None else matched
             return text
-        text, run.stop_reason = run.text_state.push(token, way)
-        if run.stop_reason is not None:
-            run.finish_reason = FinishReason.STOP
+        text, sequence.stop_reason = sequence.text_state.push(token, way)
+        if sequence.stop_reason is not None:
+            sequence.finish_reason = FinishReason.STOP
             return text
-        self.check_length(run)
-        return text + (run.text_state.flush() if run.is_finished else "")
+        self.check_length(sequence)
+        return text + (sequence.text_state.flush() if sequence.is_finished else "")
 
-    def longest(self, run: RunState) -> int:
+    def longest(self, sequence: Sequence) -> int:
         """Ids that a run may have."""
-        return min(self.context.length, run.max_length or self.context.length)
+        return min(self.context.length, sequence.max_length or self.context.length)
 
-    def check_length(self, run: RunState, *, only_context: bool = False) -> None:
+    def check_length(self, sequence: Sequence, *, only_context: bool = False) -> None:
         """End a run that has all the tokens it may have: the context's, and max_tokens unless `only_context`."""
-        limit = None if only_context else run.params.max_tokens
-        if len(run.ids) >= self.longest(run) or (limit is not None and run.generated >= limit):
-            run.finish_reason = FinishReason.LENGTH
+        limit = None if only_context else sequence.params.max_tokens
+        if len(sequence.ids) >= self.longest(sequence) or (limit is not None and sequence.generated >= limit):
+            sequence.finish_reason = FinishReason.LENGTH
 
-    def make_step(self, run: RunState, choice: Choice, position: int, text: str, work: Work, seconds: float) -> Step:
+    def make_step(
+        self, sequence: Sequence, choice: Choice, position: int, text: str, work: Work, seconds: float
+    ) -> Step:
         """Put a choice into words: its ids become Tokens, the pass that made it stands beside it."""
         return Step(
-            index=position - run.prompt_length,
+            index=position - sequence.prompt_length,
             position=position,
             token=self.tokenizer.token(choice.id),
             text=text,
@@ -385,9 +403,9 @@ class Engine:
             phase=phase(work.computed),
             positions_computed=work.computed,
             positions_reused=work.reused,
-            cache_pages=len(run.pages),
+            cache_pages=len(sequence.pages),
             seconds=work.seconds + seconds,
-            finish_reason=run.finish_reason,
+            finish_reason=sequence.finish_reason,
         )
 
     def candidate(self, token: int, logprob: float, rank: int, prob: float, removed_by: str | None = None) -> Candidate:

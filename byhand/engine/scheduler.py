@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
-from byhand.engine.state import RunState
-from byhand.pages import PagePool
+from byhand.cache.pages import PagePool
+from byhand.engine.sequence import Sequence
 
 # Rows of a pass that also serves runs in the middle of their streams: what one chunk may hold them up.
 MIXED_ROWS = 128
@@ -18,7 +18,7 @@ MIXED_ROWS = 128
 class Chunk:
     """A piece of one run for the next pass: tokens `start` to `end` of its list, not yet in the cache."""
 
-    run: RunState
+    sequence: Sequence
     start: int
     end: int
 
@@ -33,7 +33,7 @@ def phase(positions_computed: int) -> str:
     return "prefill" if positions_computed > 1 else "decode"
 
 
-def schedule(runs: Sequence[RunState], max_rows: int, page_size: int, mixed_rows: int | None = None) -> list[Chunk]:
+def schedule(sequences: list[Sequence], max_rows: int, page_size: int, mixed_rows: int | None = None) -> list[Chunk]:
     """Fill a pass of at most `max_rows` tokens; the chunks stand in the order of `runs`, which is by age.
 
     Runs with one token to compute are served first: a long prompt must not stall those that are streaming, and beside
@@ -41,40 +41,46 @@ def schedule(runs: Sequence[RunState], max_rows: int, page_size: int, mixed_rows
     the rest goes to the shortest, so that a short prompt need not wait for a long one to end. A run whose tokens an
     older one computes in this very pass sits it out: it takes over the pages afterwards.
     """
-    chunks = _fill(runs, max_rows, mixed_rows)
+    chunks = _fill(sequences, max_rows, mixed_rows)
     while idle := _repeated(chunks, page_size):
-        runs = [run for run in runs if run not in idle]
-        chunks = _fill(runs, max_rows, mixed_rows)  # what is left to the others, the older ones included, only grows
+        sequences = [sequence for sequence in sequences if sequence not in idle]
+        chunks = _fill(
+            sequences, max_rows, mixed_rows
+        )  # what is left to the others, the older ones included, only grows
     return chunks
 
 
-def _fill(runs: Sequence[RunState], max_rows: int, mixed_rows: int | None) -> list[Chunk]:
-    rows = dict.fromkeys([run for run in runs if run.uncomputed == 1][:max_rows], 1)
-    longer = [run for run in runs if run.uncomputed > 1]
+def _fill(sequences: list[Sequence], max_rows: int, mixed_rows: int | None) -> list[Chunk]:
+    rows = dict.fromkeys([sequence for sequence in sequences if sequence.uncomputed == 1][:max_rows], 1)
+    longer = [sequence for sequence in sequences if sequence.uncomputed > 1]
     room = (max_rows if mixed_rows is None or not rows else min(max_rows, mixed_rows)) - len(rows)
     if longer and room > 0:
         oldest = longer[0]
         rows[oldest] = min(oldest.uncomputed, room if len(longer) == 1 else -(-room // 2))
         room -= rows[oldest]
-        for run in [*sorted(longer[1:], key=lambda run: run.uncomputed), oldest]:
-            more = min(room, run.uncomputed - rows.get(run, 0))
-            rows[run] = rows.get(run, 0) + more
+        for sequence in [*sorted(longer[1:], key=lambda sequence: sequence.uncomputed), oldest]:
+            more = min(room, sequence.uncomputed - rows.get(sequence, 0))
+            rows[sequence] = rows.get(sequence, 0) + more
             room -= more
-    return [Chunk(run, run.computed, run.computed + rows[run]) for run in runs if rows.get(run)]
+    return [
+        Chunk(sequence, sequence.computed, sequence.computed + rows[sequence])
+        for sequence in sequences
+        if rows.get(sequence)
+    ]
 
 
-def _repeated(chunks: Sequence[Chunk], page_size: int) -> set[RunState]:
+def _repeated(chunks: list[Chunk], page_size: int) -> set[Sequence]:
     """The runs of which an older chunk computes, in full pages, at least half of what they would: none falls behind."""
     oldest: dict[tuple[int, ...], Chunk] = {}  # by the place and the ids of the page in which a chunk begins
     repeated = set()
     for chunk in chunks:
         if chunk.rows > 1:
-            run, page = chunk.run, chunk.start // page_size * page_size
-            older = oldest.setdefault((page, *run.ids[page : page + page_size]), chunk)
+            sequence, page = chunk.sequence, chunk.start // page_size * page_size
+            older = oldest.setdefault((page, *sequence.ids[page : page + page_size]), chunk)
             end = -(-(chunk.start + chunk.rows // 2) // page_size) * page_size
-            found = page == chunk.start < end <= min(older.end, run.next_needed or 0)
-            if older is not chunk and found and older.run.ids[:end] == run.ids[:end]:
-                repeated.add(run)
+            found = page == chunk.start < end <= min(older.end, sequence.next_needed or 0)
+            if older is not chunk and found and older.sequence.ids[:end] == sequence.ids[:end]:
+                repeated.add(sequence)
     return repeated
 
 
@@ -85,75 +91,75 @@ class Scheduler:
     """
 
     def __init__(self, pool: PagePool, *, max_running: int, max_rows: int, mixed_rows: int = MIXED_ROWS) -> None:
-        self.waiting: list[RunState] = []
-        self.running: list[RunState] = []
-        self.resting: list[RunState] = []  # the one that was used longest ago first
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.idle: list[Sequence] = []  # the one that was used longest ago first
         self.preemptions = 0
         self._pool = pool
         self._max_running = max_running
         self._max_rows = max(max_rows, max_running)
         self._mixed_rows = max(mixed_rows, max_running + 1)
-        self._arrival: dict[RunState, tuple[int, int]] = {}  # (number in the queue, choice)
+        self._arrival: dict[Sequence, tuple[int, int]] = {}  # (number in the queue, choice)
         self._arrivals = 0
 
-    def arrive(self, run: RunState, beside: RunState | None = None) -> None:
+    def arrive(self, sequence: Sequence, beside: Sequence | None = None) -> None:
         """Put a run at the end of the queue, or a choice at the place of the first one of its prompt."""
-        self.leave(run)
+        self.leave(sequence)
         self._arrivals += 1
         number = self._arrivals if beside is None else self._arrival[beside][0]
-        self._arrival[run] = (number, run.choice)
-        insort(self.waiting, run, key=self._arrival.__getitem__)
+        self._arrival[sequence] = (number, sequence.choice)
+        insort(self.waiting, sequence, key=self._arrival.__getitem__)
 
-    def rest(self, run: RunState) -> None:
+    def set_idle(self, sequence: Sequence) -> None:
         """Compute it no more for now; its pages stay until others need them."""
-        self.leave(run)
-        self.resting.append(run)
+        self.leave(sequence)
+        self.idle.append(sequence)
 
-    def leave(self, run: RunState) -> None:
+    def leave(self, sequence: Sequence) -> None:
         """Forget a run, whichever list it is in."""
-        for runs in (self.waiting, self.running, self.resting):
-            if run in runs:
-                runs.remove(run)
-        self._arrival.pop(run, None)
+        for sequences in (self.waiting, self.running, self.idle):
+            if sequence in sequences:
+                sequences.remove(sequence)
+        self._arrival.pop(sequence, None)
 
-    def admit(self, adopt: Callable[[RunState], None]) -> list[RunState]:
+    def admit(self, adopt: Callable[[Sequence], None]) -> list[Sequence]:
         """Let the first in the queue in while there are places and pages; nobody overtakes.
 
         `adopt` gives a run the pages that are known already, so that only the others count.
         """
-        admitted: list[RunState] = []
+        admitted: list[Sequence] = []
         while self.waiting and len(self.running) < self._max_running:
-            run = self.waiting[0]
-            if not run.pages:
-                adopt(run)
-            if self.running and not self._fits(run):
+            sequence = self.waiting[0]
+            if not sequence.pages:
+                adopt(sequence)
+            if self.running and not self._fits(sequence):
                 break
             del self.waiting[0]
-            insort(self.running, run, key=self._arrival.__getitem__)
-            admitted.append(run)
+            insort(self.running, sequence, key=self._arrival.__getitem__)
+            admitted.append(sequence)
         return admitted
 
-    def _fits(self, run: RunState) -> bool:
+    def _fits(self, sequence: Sequence) -> bool:
         """Whether its whole list finds pages, beside what the running have still to get and one token more for each."""
         promised = sum(max(0, self._pages_missing(other)) for other in self.running)
-        reclaimable = sum(len(other.pages) for other in self.resting)
-        return promised + self._pages_missing(run) <= self._pool.available + reclaimable
+        reclaimable = sum(len(other.pages) for other in self.idle)
+        return promised + self._pages_missing(sequence) <= self._pool.available + reclaimable
 
-    def _pages_missing(self, run: RunState) -> int:
-        return -(-(len(run.ids) + 1) // self._pool.page_size) - len(run.pages)
+    def _pages_missing(self, sequence: Sequence) -> int:
+        return -(-(len(sequence.ids) + 1) // self._pool.page_size) - len(sequence.pages)
 
-    def plan(self, runs: Sequence[RunState]) -> list[Chunk]:
+    def plan(self, sequences: list[Sequence]) -> list[Chunk]:
         """The chunks of the next pass over `runs`, those of the running that need one."""
-        return schedule(runs, self._max_rows, self._pool.page_size, self._mixed_rows)
+        return schedule(sequences, self._max_rows, self._pool.page_size, self._mixed_rows)
 
-    def victim(self, run: RunState) -> RunState | None:
+    def victim(self, sequence: Sequence) -> Sequence | None:
         """Who gives its pages up for this run: those at rest, then those that wait, then the youngest that is younger.
 
         A running one goes back to the queue, at the place of its arrival.
         """
-        younger = self.running[self.running.index(run) + 1 :] if run in self.running else []
-        candidates = chain(self.resting, reversed(self.waiting), reversed(younger))
-        victim = next((other for other in candidates if other.pages and other is not run), None)
+        younger = self.running[self.running.index(sequence) + 1 :] if sequence in self.running else []
+        candidates = chain(self.idle, reversed(self.waiting), reversed(younger))
+        victim = next((other for other in candidates if other.pages and other is not sequence), None)
         if victim in self.running:
             self.running.remove(victim)
             insort(self.waiting, victim, key=self._arrival.__getitem__)

@@ -14,12 +14,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from byhand.engine.events import Listener
-from byhand.engine.jobs import Job, Ticket
+from byhand.engine.interactive import InteractiveHandle
 from byhand.engine.limits import Limits
+from byhand.engine.loop import EngineLoop
 from byhand.engine.meter import Stats
-from byhand.engine.state import RecentRows, RunState
-from byhand.engine.steered import Steered
-from byhand.engine.turns import Turns
+from byhand.engine.request import Request, RequestHandle
+from byhand.engine.sequence import RecentRows, Sequence
 from byhand.errors import Busy, LimitExceeded, NotServing
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from byhand.engine.engine import Engine
     from byhand.sampling.params import SamplingParams
 
-__all__ = ["Stats", "Steered", "Ticket", "Worker"]
+__all__ = ["InteractiveHandle", "RequestHandle", "Stats", "Worker"]
 
 T = TypeVar("T")
-Message = Callable[[Turns], None]
+Message = Callable[[EngineLoop], None]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Worker:
         self.failure: BaseException | None = None
         self.opened: Future[LLM] = Future()
         self._opener = opener
-        self._turns: Turns | None = None
+        self._loop: EngineLoop | None = None
         self._messages: SimpleQueue[tuple[Message, Future[Any] | None]] = SimpleQueue()
         self._lock = Lock()
         self._is_over = False
@@ -79,23 +79,23 @@ class Worker:
 
     def submit(
         self, ids: list[int], params: SamplingParams, listener: Listener, *, read_prompt: int | None = None
-    ) -> Ticket:
+    ) -> RequestHandle:
         """Queue `params.n` runs of one prompt; `listener` is told everything, on the worker's thread.
 
         read_prompt=k: with the best k predictions after every position of the prompt. What is wrong with the request is
         raised here; every choice of a ticket that is given out ends with exactly one Finished or Failed.
         """
-        turns, ids = self._checked(ids, params, read_prompt)
+        loop, ids = self._checked(ids, params, read_prompt)
         room = self.limits.running + self.limits.waiting
-        if not turns.meter.enter(params.n, room):
+        if not loop.meter.enter(params.n, room):
             raise Busy(f"{room} runs are computed or waiting, which is this server's limit (running, waiting)")
-        ticket = Ticket(self, params.n, listener)
+        handle = RequestHandle(self, params.n, listener)
         deadline = perf_counter() + self.limits.seconds
-        if not self.post(lambda turns: _arrive(turns, ticket, ids, params, read_prompt, deadline)):
+        if not self.post(lambda loop: _arrive(loop, handle, ids, params, read_prompt, deadline)):
             raise self._not_serving()
-        return ticket
+        return handle
 
-    def read(self, ids: list[int], top: int, listener: Listener) -> Ticket:
+    def read(self, ids: list[int], top: int, listener: Listener) -> RequestHandle:
         """The prediction after every position, in Read events."""
         from byhand.sampling.params import SamplingParams
 
@@ -108,37 +108,37 @@ class Worker:
         listener: Listener,
         *,
         read_prompt: int | None = None,
-        prepare: Callable[[Engine, RunState], None] | None = None,
-    ) -> Steered:
+        prepare: Callable[[Engine, Sequence], None] | None = None,
+    ) -> InteractiveHandle:
         """A run that is steered: it is computed to its end, and rests.
 
         `prepare` is called with it on the worker's thread before anything is computed or told.
         """
-        turns, ids = self._checked(ids, params, read_prompt)
-        if len(turns.scheduler.waiting) >= self.limits.waiting:
-            turns.meter.rejected += 1
+        loop, ids = self._checked(ids, params, read_prompt)
+        if len(loop.scheduler.waiting) >= self.limits.waiting:
+            loop.meter.rejected += 1
             raise Busy(f"{self.limits.waiting} runs are waiting, which is this server's limit (waiting)")
-        ticket = Steered(self, listener)
+        handle = InteractiveHandle(self, listener)
 
-        def begin(turns: Turns) -> None:
-            run = turns.open(ids, params, _seed(params), read_prompt)
-            run.recent = RecentRows(max(1, min(RECENT_ROWS, RECENT_BYTES // (4 * turns.engine.model.vocab_size))))
+        def begin(loop: EngineLoop) -> None:
+            sequence = loop.open(ids, params, _seed(params), read_prompt)
+            sequence.recent = RecentRows(max(1, min(RECENT_ROWS, RECENT_BYTES // (4 * loop.engine.model.vocab_size))))
             if prepare is not None:
-                prepare(turns.engine, run)
-            ticket.begin(turns, run, "prefilled")
+                prepare(loop.engine, sequence)
+            handle.begin(loop, sequence, "prefilled")
 
-        if not self.post(lambda turns: _or_failed(turns, ticket, lambda: begin(turns))):
+        if not self.post(lambda loop: _or_failed(loop, handle, lambda: begin(loop))):
             raise self._not_serving()
-        return ticket
+        return handle
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Run a function on the worker's thread, between two passes."""
         return self.ask(lambda _: work())
 
-    def ask(self, work: Callable[[Turns], T]) -> Future[T]:
+    def ask(self, work: Callable[[EngineLoop], T]) -> Future[T]:
         """The same, for a function that wants to see the jobs."""
         done: Future[T] = Future()
-        self.post(lambda turns: done.set_result(work(turns)), done)
+        self.post(lambda loop: done.set_result(work(loop)), done)
         return done
 
     def post(self, message: Message, done: Future[Any] | None = None) -> bool:
@@ -153,16 +153,16 @@ class Worker:
 
     def stats(self) -> Stats:
         """A snapshot of what goes on."""
-        turns = self._turns
-        if turns is None:
+        loop = self._loop
+        if loop is None:
             return Stats(self.state)
-        meter, pool, scheduler = turns.meter, turns.pool, turns.scheduler
+        meter, pool, scheduler = loop.meter, loop.pool, loop.scheduler
         prefill_rate, decode_rate = meter.rates()
         return Stats(
             state=self.state,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            idle=len(scheduler.resting),
+            idle=len(scheduler.idle),
             pages_total=pool.num_pages,
             pages_used=pool.in_use,
             pages_unused=pool.unused,
@@ -199,24 +199,24 @@ class Worker:
     def _not_serving(self) -> NotServing:
         return NotServing(f"{WHY.get(self.state, WHY['closed'])}; try again later", state=self.state)
 
-    def _checked(self, ids: list[int], params: SamplingParams, read_prompt: int | None) -> tuple[Turns, list[int]]:
-        turns = self._turns
-        if self.state != "ready" or turns is None:
+    def _checked(self, ids: list[int], params: SamplingParams, read_prompt: int | None) -> tuple[EngineLoop, list[int]]:
+        loop = self._loop
+        if self.state != "ready" or loop is None:
             raise self._not_serving()
         llm = self.llm
         ids = llm.encode(ids)
-        self._check_length(turns, len(ids), params)
+        self._check_length(loop, len(ids), params)
         params.check_vocabulary(llm.vocab_size)
         self.limits.check_params(params)
         self.limits.check("logprobs", read_prompt or 0, param="top")
-        turns.engine.grammars.check(params)
-        return turns, ids
+        loop.engine.grammars.check(params)
+        return loop, ids
 
-    def _check_length(self, turns: Turns, length: int, params: SamplingParams) -> None:
+    def _check_length(self, loop: EngineLoop, length: int, params: SamplingParams) -> None:
         self.limits.check("prompt_tokens", length, param="prompt")
         self.limits.check("total_tokens", length + (params.max_tokens or 0), param="max_tokens")
-        if length > turns.longest():
-            message = f"the prompt has {length} tokens; one run of this server may hold {turns.longest()} (pages)"
+        if length > loop.longest():
+            message = f"the prompt has {length} tokens; one run of this server may hold {loop.longest()} (pages)"
             way = "a server started with a larger --cache-tokens, or --limit-pages if it has one, holds more"
             raise LimitExceeded(message, param="prompt", hint=way)
 
@@ -225,7 +225,7 @@ class Worker:
     def _live(self) -> None:
         try:
             llm = self._opener() if callable(self._opener) else self._opener
-            self._turns = Turns(llm.engine, self.limits)
+            self._loop = EngineLoop(llm.engine, self.limits)
         except BaseException as error:  # noqa: BLE001 (whoever waits for the model is told)
             self.failure = error
             self._end("failed")
@@ -234,24 +234,29 @@ class Worker:
         with self._lock:
             self.state = "ready" if self.state == "starting" else self.state
         self.opened.set_result(llm)
-        while not self._should_end(self._turns):
-            self._take_messages(self._turns)
-            self._turn(self._turns)
+        while not self._should_end(self._loop):
+            self._take_messages(self._loop)
+            self._step(self._loop)
         self._end("closed")
 
-    def _should_end(self, turns: Turns) -> bool:
+    def _should_end(self, loop: EngineLoop) -> bool:
         if self._drain_deadline is None:
             return False
         # A steered run whose reader went away stays where it is, also in the middle of its prompt: it holds nobody up.
-        waited_for = (not job.is_steered or (job.is_active and not job.ticket.held) for job in turns.jobs.values())
+        waited_for = (
+            not request.is_interactive or (request.is_active and not request.handle.held)
+            for request in loop.requests.values()
+        )
         busy = any(waited_for) or not self._messages.empty()
         return not busy or perf_counter() > self._drain_deadline
 
-    def _take_messages(self, turns: Turns) -> None:
+    def _take_messages(self, loop: EngineLoop) -> None:
         """Carry out what came; wait for something when there is nothing else to do."""
-        timed = self._drain_deadline is not None or any(job.deadline is not None for job in turns.jobs.values())
+        timed = self._drain_deadline is not None or any(
+            request.deadline is not None for request in loop.requests.values()
+        )
         try:
-            if not turns.has_work:
+            if not loop.has_work:
                 self._carry_out(*self._messages.get(timeout=TICK if timed else None))
             while True:
                 self._carry_out(*self._messages.get_nowait())
@@ -259,27 +264,29 @@ class Worker:
             return
 
     def _carry_out(self, message: Message, done: Future[Any] | None) -> None:
-        assert self._turns is not None
+        assert self._loop is not None
         if done is not None and not done.set_running_or_notify_cancel():
             return
         try:
-            with self._turns.engine.lock:
-                message(self._turns)
+            with self._loop.engine.lock:
+                message(self._loop)
         except Exception as error:
             if done is None:
                 log.exception("a message to the engine failed")
             elif not done.done():
                 done.set_exception(error)
 
-    def _turn(self, turns: Turns) -> None:
+    def _step(self, loop: EngineLoop) -> None:
         try:
-            with turns.engine.lock:
-                turns.engine.collect()
-                turns.turn()
+            with loop.engine.lock:
+                loop.engine.collect()
+                loop.step()
         except Exception as error:
             log.exception("a turn of the engine failed; its runs end, the engine goes on")
-            for job in [turns.jobs[run] for run in turns.scheduler.running if run in turns.jobs]:
-                turns.fail(job, error)
+            for request in [
+                loop.requests[sequence] for sequence in loop.scheduler.running if sequence in loop.requests
+            ]:
+                loop.fail(request, error)
 
     def _end(self, state: str) -> None:
         """Close the queue, carry out what is in it, and give everybody an ending."""
@@ -287,13 +294,13 @@ class Worker:
             self._is_over, self.state = True, state
         while not self._messages.empty():
             message, done = self._messages.get()
-            if self._turns is not None:
+            if self._loop is not None:
                 self._carry_out(message, done)
             elif done is not None and done.set_running_or_notify_cancel():
                 done.set_exception(self._not_serving())
-        if self._turns is not None:
-            for ticket in {job.ticket for job in self._turns.jobs.values()}:
-                self._turns.cancel(ticket, self._not_serving())
+        if self._loop is not None:
+            for handle in {request.handle for request in self._loop.requests.values()}:
+                self._loop.cancel(handle, self._not_serving())
         self._ended.set_result(None)
 
 
@@ -304,18 +311,23 @@ def _seed(params: SamplingParams) -> int:
 
 
 def _arrive(
-    turns: Turns, ticket: Ticket, ids: list[int], params: SamplingParams, watch: int | None, deadline: float
+    loop: EngineLoop,
+    handle: RequestHandle,
+    ids: list[int],
+    params: SamplingParams,
+    read_prompt: int | None,
+    deadline: float,
 ) -> None:
     def begin() -> None:
-        run = turns.open(ids, params, _seed(params), watch)
-        turns.add(Job(ticket, 0, run, followers=params.n - 1, deadline=deadline))
+        sequence = loop.open(ids, params, _seed(params), read_prompt)
+        loop.add(Request(handle, 0, sequence, followers=params.n - 1, deadline=deadline))
 
-    _or_failed(turns, ticket, begin)
+    _or_failed(loop, handle, begin)
 
 
-def _or_failed(turns: Turns, ticket: Ticket, begin: Callable[[], None]) -> None:
+def _or_failed(loop: EngineLoop, handle: RequestHandle, begin: Callable[[], None]) -> None:
     """A run that cannot even be opened ends like any other: with an event."""
     try:
         begin()
     except Exception as error:  # noqa: BLE001 (it is this run's alone)
-        turns.cancel(ticket, error)
+        loop.cancel(handle, error)

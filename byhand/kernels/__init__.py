@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from byhand.kv_cache import Batch, KVCache
+    from byhand.cache.kv_cache import Batch, KVCache
     from byhand.weights import Weight
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from byhand.kv_cache import Batch, KVCache
+from byhand.cache.kv_cache import Batch, KVCache
 from byhand.weights import Weight
 
 # Upcast weights and attention scores are made in blocks of about this many numbers: 16 MiB of float32.

@@ -9,10 +9,10 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from byhand.cache.kv_cache import Batch, KVCache, LayerSpec
 from byhand.checkpoint import Checkpoint
 from byhand.context import Context, read_context
 from byhand.kernels import Kernels
-from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.lookalikes import unknown_architecture
 from byhand.quantize import shrinker
 from byhand.weights import Weights

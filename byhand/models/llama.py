@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from byhand.cache.kv_cache import Batch, KVCache, LayerSpec
 from byhand.config import MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, ConfigFields
 from byhand.kernels import Kernels
-from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.layers import ACTIVATIONS, Embedding, Gated, Head, Linear, RMSNorm, Together
 from byhand.rope import RopeParameters, Rotary
 from byhand.weights import Weights

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from byhand.cache.kv_cache import Batch, KVCache, LayerSpec
 from byhand.config import MAX_HEADS, MAX_LAYERS, ConfigFields
 from byhand.kernels import Kernels
-from byhand.kv_cache import Batch, KVCache, LayerSpec
 from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, Together, activation
 from byhand.weights import Weights
 

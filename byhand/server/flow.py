@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from byhand.engine.events import Event, Failed, Finished, Stepped
-from byhand.engine.worker import Ticket, Worker
+from byhand.engine.worker import RequestHandle, Worker
 from byhand.sampling.params import SamplingParams
 from byhand.types import Step
 
@@ -30,7 +30,7 @@ class Flow:
         self._queued = queued
         self._events: deque[tuple[int, Event]] = deque()
         self._more = asyncio.Event()
-        self._tickets: list[Ticket] = []
+        self._handles: list[RequestHandle] = []
         self._open = 0
         self._held = False
 
@@ -38,14 +38,14 @@ class Flow:
         self, ids: list[int], params: SamplingParams, *, read_prompt: int | None = None, ends: Ends | None = None
     ) -> None:
         """Ask for the choices of one more prompt; raises at once where they cannot be had."""
-        place = len(self._tickets)
+        place = len(self._handles)
 
         def listen(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._put, place, event)
             if ends is not None and isinstance(event, Stepped) and ends(event.choice, event.step):
-                self._worker.post(lambda turns: turns.stop(self._tickets[place], event.choice))
+                self._worker.post(lambda loop: loop.stop(self._handles[place], event.choice))
 
-        self._tickets.append(self._worker.submit(ids, params, listen, read_prompt=read_prompt))
+        self._handles.append(self._worker.submit(ids, params, listen, read_prompt=read_prompt))
         self._open += params.n
 
     def _put(self, place: int, event: Event) -> None:
@@ -56,8 +56,8 @@ class Flow:
 
     def _hold(self, held: bool) -> None:
         self._held = held
-        for ticket in self._tickets:
-            (ticket.hold if held else ticket.release)()
+        for handle in self._handles:
+            (handle.hold if held else handle.release)()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         """(place of the prompt, event) until every choice has ended."""
@@ -79,9 +79,9 @@ class Flow:
 
     def cancel(self) -> None:
         """End what still runs."""
-        for ticket in self._tickets:
-            if not ticket.is_done:
-                ticket.cancel()
+        for handle in self._handles:
+            if not handle.is_done:
+                handle.cancel()
 
 
 class ClientGone(Exception):

@@ -58,7 +58,7 @@ class Adapter:
                 self.runs[0].step()
                 stamps.append(perf_counter())
         else:
-            states = [run._state for run in self.runs]
+            states = [run._sequence for run in self.runs]
             wanted = [state.generated + new for state in states]
             while any(state.generated < goal for state, goal in zip(states, wanted, strict=True)):
                 if any(self.llm.engine.step([state for state in states if not state.is_finished])):
@@ -68,7 +68,7 @@ class Adapter:
     def _forget(self) -> None:
         """Let go of the last burst's pages, and of what they hold."""
         for run in self.runs:
-            self.llm.engine.release(run._state)
+            self.llm.engine.release(run._sequence)
         self.runs = []
         self.llm.engine.cache.pool.clear()
 
@@ -78,14 +78,14 @@ class Adapter:
         self._start(prompts[:1] if shared else prompts, new)
         if shared:
             first = self.runs[0]
-            self.llm.engine.prefill([first._state])
+            self.llm.engine.prefill([first._sequence])
             self.runs += [first.fork(seed=number) for number in range(1, len(prompts))]
         return self._steps(new)
 
     def again(self, prompts: list[list[int]], new: int) -> Tokens:
         """The same prompts once more, on whatever pages are still known."""
         for run in self.runs:
-            self.llm.engine.release(run._state)
+            self.llm.engine.release(run._sequence)
         self._start(prompts, new)
         return self._steps(new)
 
@@ -97,7 +97,7 @@ class Adapter:
 
     def cache_token_bytes(self) -> int:
         """Bytes of keys and values that a step reads for every token before it."""
-        from byhand.kv_cache import PAGE_SIZE
+        from byhand.cache.kv_cache import PAGE_SIZE
 
         return self.llm.engine.cache.page_bytes // PAGE_SIZE
 
@@ -106,7 +106,7 @@ class Adapter:
         from byhand.bench.engines.held import held_bytes
 
         cache = self.llm.engine.cache
-        touched = max((max(run._state.pages, default=-1) + 1 for run in self.runs), default=0)
+        touched = max((max(run._sequence.pages, default=-1) + 1 for run in self.runs), default=0)
         return {"held": held_bytes(self.llm.model), "cache": touched * cache.page_bytes}
 
     def version(self) -> str:

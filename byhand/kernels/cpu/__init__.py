@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.kernels import Survey, reference
 from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
@@ -23,7 +24,6 @@ from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.weights import Weight
 
 # Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for

@@ -13,13 +13,13 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from byhand.cache.kv_cache import Batch, KVCache
 from byhand.collector import without_collector
 from byhand.kernels import native, reference
 from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording, join
 from byhand.kernels.native.compiling import compile_kernels
-from byhand.kv_cache import Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
 # Rows of one run from which attention takes blocks of them.

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byhand.cache.kv_cache import Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.kernels.native.panels import WIDE
 from byhand.kernels.native.tiles import GROUP
-from byhand.kv_cache import Batch, KVCache
 from byhand.weights import FORMATS, Weight
 
 Angles = tuple[Tensor, Tensor]

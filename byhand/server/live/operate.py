@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from byhand.engine.until import Until
+from byhand.engine.breakpoint import Breakpoint
 from byhand.jsonable import step_to_json, token_to_json
 from byhand.sampling.params import SamplingParams
 from byhand.server.defaults import with_defaults
@@ -17,7 +17,7 @@ from byhand.server.live.frames import UNTIL, Frame, FrameError, check_fields
 if TYPE_CHECKING:
     from byhand.engine.engine import Engine
     from byhand.engine.limits import Limits
-    from byhand.engine.state import RunState
+    from byhand.engine.sequence import Sequence
     from byhand.llm import LLM
     from byhand.server.live.session import Handle, Session
     from byhand.types import Step
@@ -39,11 +39,11 @@ def params_of(llm: LLM, limits: Limits, said: Json) -> SamplingParams:
     return with_defaults(llm, limits, asked)
 
 
-def until_of(llm: LLM, said: Json) -> Until:
+def until_of(llm: LLM, said: Json) -> Breakpoint:
     """Breakpoints."""
     said = check_fields(said, UNTIL, "`until`")
     token = said.pop("token", None)
-    return Until(token=None if token is None else llm.token_id(token, "until.token"), **said)
+    return Breakpoint(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
 def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[SamplingParams, list[int], list[Json]]:
@@ -70,11 +70,11 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
     # The answer stands in the queue before the first event can.
     values = {"ids": ids, "tokens": tokens, "params": params.to_json()}
 
-    def prepare(_: Engine, run: RunState) -> None:
+    def prepare(_: Engine, run: Sequence) -> None:
         handle.run = run
         session.answer(frame, "started", handle, values)
 
-    handle.ticket = session.worker.open(
+    handle.request = session.worker.open(
         ids,
         params,
         session.listener(handle),
@@ -100,7 +100,7 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
     llm.check_length(len(record.ids), "record")
     params = record.params.replace(seed=record.params.seed if record.params.seed is not None else record.seed)
 
-    def fill(engine: Engine, run: RunState) -> None:
+    def fill(engine: Engine, run: Sequence) -> None:
         from byhand.engine.operations import refill
 
         step_params = [record.params_at(step.index).replace(seed=record.seed) for step in record.steps]
@@ -110,30 +110,30 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
         session.answer(frame, "started", handle, values)
 
     handle.mark = frame.id
-    handle.ticket = session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill)
+    handle.request = session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill)
     await handle.standing.wait()
 
 
 async def stop(session: Session, frame: Frame, handle: Handle) -> None:
     """End a run at once, whatever it does; its name is forgotten."""
     handle.mark = frame.id
-    handle.steered().cancel()
+    handle.interactive().cancel()
     session.remove_run(handle)
 
 
 async def fork(session: Session, frame: Frame, handle: Handle) -> None:
     """A second run from here."""
-    at, params = await _wait(handle.steered().look(lambda _, run: (len(run.ids), run.params)))
+    at, params = await _wait(handle.interactive().look(lambda _, run: (len(run.ids), run.params)))
     seed = frame.fields.get("seed")
     if seed is not None:
         params.replace(seed=seed)
     twin = session.add_run(handle.name, at)
     try:
-        twin.ticket = await _wait(handle.steered().fork(session.listener(twin), seed))
+        twin.request = await _wait(handle.interactive().fork(session.listener(twin), seed))
     except BaseException:
         session.remove_run(twin)
         raise
-    view = await _wait(twin.ticket.look(lambda _, run: views.run_view(session.worker.llm, run)))
+    view = await _wait(twin.request.look(lambda _, run: views.run_view(session.worker.llm, run)))
     session.answer(frame, "forked", twin, {"parent": handle.name, "at": len(view["ids"]), **view})
     twin.at = len(view["ids"])
 
@@ -149,7 +149,7 @@ async def resume(session: Session, frame: Frame, handle: None) -> None:
     handles = await session.live.hand_over(frame.fields["token"], session)
     runs = []
     for each in handles:
-        view = await _wait(each.steered().look(lambda _, run: views.run_view(session.worker.llm, run)))
+        view = await _wait(each.interactive().look(lambda _, run: views.run_view(session.worker.llm, run)))
         runs.append({"run": each.name, "parent": each.parent, "at": each.at, **view})
     session.answer(frame, "resumed", None, {"runs": runs, "current": session.current})
 
@@ -169,50 +169,50 @@ def _marks(handle: Handle, frame: Frame) -> Callable[[], None]:
 async def step(session: Session, frame: Frame, handle: Handle) -> None:
     """Take some tokens, fewer where a breakpoint is met."""
     until = until_of(session.worker.llm, frame.fields.get("until", {}))
-    await _wait(handle.steered().go(frame.fields.get("count", 1), until=until, mark=_marks(handle, frame)))
+    await _wait(handle.interactive().go(frame.fields.get("count", 1), until=until, mark=_marks(handle, frame)))
 
 
 async def run(session: Session, frame: Frame, handle: Handle) -> None:
     """Go on until the end, or until a breakpoint."""
     until = until_of(session.worker.llm, frame.fields.get("until", {}))
-    await _wait(handle.steered().go(inf, until=until, mark=_marks(handle, frame)))
+    await _wait(handle.interactive().go(inf, until=until, mark=_marks(handle, frame)))
 
 
 async def force(session: Session, frame: Frame, handle: Handle) -> None:
     """Take a token of the client's."""
     token = session.worker.llm.token_id(frame.fields["token"], "token")
-    await _wait(handle.steered().go(1, force=token, mark=_marks(handle, frame)))
+    await _wait(handle.interactive().go(1, force=token, mark=_marks(handle, frame)))
 
 
 async def pause(session: Session, frame: Frame, handle: Handle) -> None:
     """Stand still before the next token."""
-    await _wait(handle.steered().pause(mark=_marks(handle, frame)))
+    await _wait(handle.interactive().pause(mark=_marks(handle, frame)))
 
 
 # Changes.
 
 
 async def _change(
-    session: Session, frame: Frame, handle: Handle, operation: Callable[[Engine, RunState], list[Step]]
+    session: Session, frame: Frame, handle: Handle, operation: Callable[[Engine, Sequence], list[Step]]
 ) -> None:
     before: list[int] = []
 
-    def change(engine: Engine, run: RunState) -> list[Step]:
+    def change(engine: Engine, run: Sequence) -> list[Step]:
         before.extend(run.ids)
         return operation(engine, run)
 
-    ticket = handle.steered()
-    await _wait(ticket.change(change, mark=_marks(handle, frame)))
+    request = handle.interactive()
+    await _wait(request.change(change, mark=_marks(handle, frame)))
     await _tell_change(session, frame, handle, before)
 
 
-async def _tell_change(session: Session, frame: Frame, handle: Handle, before: Sequence[int]) -> None:
-    def view(_: Engine, run: RunState) -> Json:
+async def _tell_change(session: Session, frame: Frame, handle: Handle, before: list[int]) -> None:
+    def view(_: Engine, run: Sequence) -> Json:
         same = next((i for i, (a, b) in enumerate(zip(before, run.ids, strict=False)) if a != b), None)
-        kept = min(len(before), len(run.ids)) if same is None else same
-        return views.change_view(run, len(before) - kept)
+        last_logits = min(len(before), len(run.ids)) if same is None else same
+        return views.change_view(run, len(before) - last_logits)
 
-    session.answer(frame, "changed", handle, await _wait(handle.steered().look(view)))
+    session.answer(frame, "changed", handle, await _wait(handle.interactive().look(view)))
 
 
 async def insert(session: Session, frame: Frame, handle: Handle) -> None:
@@ -223,7 +223,7 @@ async def insert(session: Session, frame: Frame, handle: Handle) -> None:
     else:
         ids = llm.check_ids(fields["ids"], "ids")
 
-    def operation(engine: Engine, run: RunState) -> list[Step]:
+    def operation(engine: Engine, run: Sequence) -> list[Step]:
         from byhand.engine.operations import begin_insert, check_insert
 
         check_insert(engine, run, ids)
@@ -237,7 +237,7 @@ async def edit(session: Session, frame: Frame, handle: Handle) -> None:
     token = session.worker.llm.token_id(frame.fields["token"], "token")
     position = frame.fields["position"]
 
-    def operation(engine: Engine, run: RunState) -> list[Step]:
+    def operation(engine: Engine, run: Sequence) -> list[Step]:
         from byhand.engine.operations import begin_edit, check_position
 
         check_position(run, position)
@@ -249,7 +249,7 @@ async def edit(session: Session, frame: Frame, handle: Handle) -> None:
 async def rewind(session: Session, frame: Frame, handle: Handle) -> None:
     """Take tokens back."""
 
-    def operation(engine: Engine, run: RunState) -> list[Step]:
+    def operation(engine: Engine, run: Sequence) -> list[Step]:
         from byhand.engine.operations import rewind
 
         rewind(engine, run, frame.fields.get("count", 1))
@@ -260,9 +260,9 @@ async def rewind(session: Session, frame: Frame, handle: Handle) -> None:
 
 async def undo(session: Session, frame: Frame, handle: Handle) -> None:
     """Take the last operation back."""
-    ticket = handle.steered()
-    before = await _wait(ticket.look(lambda _, run: list(run.ids)))
-    await _wait(ticket.undo(mark=_marks(handle, frame)))
+    request = handle.interactive()
+    before = await _wait(request.look(lambda _, run: list(run.ids)))
+    await _wait(request.undo(mark=_marks(handle, frame)))
     await _tell_change(session, frame, handle, before)
 
 
@@ -272,9 +272,9 @@ async def set_params(session: Session, frame: Frame, handle: Handle) -> None:
     if said.get("n", 1) != 1:
         raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
     checked = await asyncio.to_thread(SamplingParams.from_json, said)
-    ticket = handle.steered()
-    await _wait(ticket.set({name: getattr(checked, name) for name in said}))
-    params = await _wait(ticket.look(lambda _, run: run.params.to_json()))
+    request = handle.interactive()
+    await _wait(request.set({name: getattr(checked, name) for name in said}))
+    params = await _wait(request.look(lambda _, run: run.params.to_json()))
     session.answer(frame, "set", handle, {"params": params})
 
 
@@ -284,23 +284,23 @@ async def set_params(session: Session, frame: Frame, handle: Handle) -> None:
 async def logits(session: Session, frame: Frame, handle: Handle) -> None:
     """The raw logits before a recent step."""
     index, llm = frame.fields["index"], session.worker.llm
-    view = await _wait(handle.steered().look(lambda _, run: views.logits_view(llm, run, index)))
+    view = await _wait(handle.interactive().look(lambda _, run: views.logits_view(llm, run, index)))
     session.answer(frame, "logits", handle, view)
 
 
 async def record(session: Session, frame: Frame, handle: Handle) -> None:
     """The run's record."""
     llm = session.worker.llm
-    view = await _wait(handle.steered().look(lambda _, run: views.record_view(llm, run)))
+    view = await _wait(handle.interactive().look(lambda _, run: views.record_view(llm, run)))
     session.answer(frame, "record", handle, {"record": view})
 
 
 async def tree(session: Session, frame: Frame, handle: None) -> None:
     """The runs of this connection, whose forks they are, and what they hold."""
-    handles = [each for each in session.runs.values() if each.ticket is not None]
+    handles = [each for each in session.runs.values() if each.request is not None]
 
     def view() -> Json:
-        states = {each.name: state for each in handles if (state := each.steered().state) is not None}
+        states = {each.name: state for each in handles if (state := each.interactive().state) is not None}
         return views.pages_view(session.worker.llm.engine, states)
 
     found = await _wait(session.worker.call(view))

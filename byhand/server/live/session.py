@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.engine.events import Event, Failed, Finished, Paused, Progress, Read, Stepped
 from byhand.engine.limits import Limits
-from byhand.engine.state import RunState
-from byhand.engine.worker import Steered, Worker
+from byhand.engine.sequence import Sequence
+from byhand.engine.worker import InteractiveHandle, Worker
 from byhand.errors import NotServing, RecordError
 from byhand.jsonable import step_to_json, usage_to_json
 from byhand.server.live import operate, views
@@ -37,18 +37,18 @@ class Handle:
     name: str
     parent: str | None = None
     at: int | None = None
-    ticket: Steered | None = None
-    run: RunState | None = None  # for the worker's thread alone
+    request: InteractiveHandle | None = None
+    run: Sequence | None = None  # for the worker's thread alone
     mark: str | int | None = None
     wants_record: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     standing: asyncio.Event = field(default_factory=asyncio.Event)  # it has come to rest for the first time
 
-    def steered(self) -> Steered:
+    def interactive(self) -> InteractiveHandle:
         """Its ticket, once it was started."""
-        if self.ticket is None:
+        if self.request is None:
             raise FrameError("unknown_run", f"the run `{self.name}` could not be started", param="run")
-        return self.ticket
+        return self.request
 
 
 class Session:
@@ -74,13 +74,13 @@ class Session:
 
     def _hold(self) -> None:
         for handle in list(self.runs.values()):
-            if handle.ticket is not None:
-                handle.ticket.hold()
+            if handle.request is not None:
+                handle.request.hold()
 
     def _release(self) -> None:
         for handle in list(self.runs.values()):
-            if handle.ticket is not None:
-                handle.ticket.release()
+            if handle.request is not None:
+                handle.request.release()
 
     # Frames in.
 
@@ -145,7 +145,7 @@ class Session:
             if isinstance(error, RecordError):
                 error = FrameError("invalid_record", str(error), param="record")
             self.outbox.put(error_frame(error, frame.id, name))
-            if handle is not None and handle.ticket is None:
+            if handle is not None and handle.request is None:
                 self.remove_run(handle)
 
     # Events out.
@@ -186,15 +186,15 @@ class Session:
     def park(self) -> None:
         """Keep the runs as ids only: their pages are let go before the next pass."""
         for handle in self.runs.values():
-            if handle.ticket is not None:
-                handle.ticket.hold()
-                handle.ticket.park()
+            if handle.request is not None:
+                handle.request.hold()
+                handle.request.park()
 
     def end(self) -> None:
         """End every run."""
         for handle in self.runs.values():
-            if handle.ticket is not None:
-                handle.ticket.cancel()
+            if handle.request is not None:
+                handle.request.cancel()
         self.runs.clear()
 
     def adopt(self, other: Session) -> list[Handle]:
@@ -204,14 +204,14 @@ class Session:
             raise FrameError("limit_exceeded", "this connection would have too many runs (live_runs)", param="token")
         other.runs = {}
         for handle in handles:
-            ticket = handle.ticket
-            if ticket is not None:
+            request = handle.request
+            if request is not None:
                 handle.lock, handle.standing, handle.mark = asyncio.Lock(), asyncio.Event(), None
                 self.runs[handle.name] = handle
-                ticket.listener = self.listener(handle)
-                ticket.release()
+                request.listener = self.listener(handle)
+                request.release()
         self.current = other.current
-        return [handle for handle in handles if handle.ticket is not None]
+        return [handle for handle in handles if handle.request is not None]
 
 
 def _event_frame(run: str, mark: str | int | None, item: Event | Position, reused: int) -> Json:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from byhand.engine.state import RunState
+from byhand.engine.sequence import Sequence
 from byhand.errors import BadRequest
 from byhand.jsonable import prediction_to_json, token_to_json
 from byhand.server.defaults import suggested
@@ -41,7 +41,7 @@ def position_view(at: Position) -> Json:
     return {"position": at.position, "token": token_to_json(at.token), **prediction_to_json(at)}
 
 
-def run_view(llm: LLM, run: RunState) -> Json:
+def run_view(llm: LLM, run: Sequence) -> Json:
     """A run as it stands: all that a client needs to show it again."""
     return {
         "ids": list(run.ids),
@@ -55,7 +55,7 @@ def run_view(llm: LLM, run: RunState) -> Json:
     }
 
 
-def change_view(run: RunState, dropped: int) -> Json:
+def change_view(run: Sequence, dropped: int) -> Json:
     """What an operation left."""
     return {
         "ids": list(run.ids),
@@ -67,13 +67,13 @@ def change_view(run: RunState, dropped: int) -> Json:
     }
 
 
-def logits_view(llm: LLM, run: RunState, index: int) -> Json:
+def logits_view(llm: LLM, run: Sequence, index: int) -> Json:
     """The raw logits before token `index` of the continuation, or before the one to come; the best with their names."""
     position = run.prompt_length + index
-    line = run.kept if position == len(run.ids) else run.recent.find(position) if run.recent else None
+    line = run.last_logits if position == len(run.ids) else run.recent.find(position) if run.recent else None
     if line is None:
         known = [place - run.prompt_length for place in run.recent.positions] if run.recent else []
-        known += [run.generated] if run.kept is not None else []
+        known += [run.generated] if run.last_logits is not None else []
         listed = f"{min(known)} to {max(known)}" if known else "none"
         raise BadRequest(
             f"the logits of step {index} are not kept; those of the last steps are: {listed}", param="index"
@@ -85,7 +85,7 @@ def logits_view(llm: LLM, run: RunState, index: int) -> Json:
     return {"index": index, "dtype": "float32", "shape": [len(row)], "data": data, "tokens": tokens}
 
 
-def pages_view(engine: Engine, runs: dict[str, RunState]) -> Json:
+def pages_view(engine: Engine, runs: dict[str, Sequence]) -> Json:
     """Who holds how many pages, and how many of them others hold too."""
     page_bytes = engine.cache.page_bytes
     pool = engine.cache.pool
@@ -104,7 +104,7 @@ def pages_view(engine: Engine, runs: dict[str, RunState]) -> Json:
     return {"runs": each, "pages": len(held), "shared": shared, "bytes": len(held) * page_bytes}
 
 
-def record_view(llm: LLM, run: RunState) -> Json:
+def record_view(llm: LLM, run: Sequence) -> Json:
     """The run's record, as `Run.record` makes it."""
     from byhand.record import Record
     from byhand.run import Run

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Until:
+class Breakpoint:
     """Pause when any of these comes true; None does not look.
 
     Before a token is taken, and it is not taken then: the next token is `token`; the entropy (nats) or the probability

@@ -84,8 +84,8 @@ class TextState:
         safe, matched = _search(self._matcher, text, [*ready, *begun])
         if held and matched is None:
             # A newline that is a byte piece waits for the bytes after it; a stop need not wait with it.
-            rest, matched = _search(self._matcher.copy(), held, self._parts)
-            safe += rest if matched is not None else ""
+            set_idle, matched = _search(self._matcher.copy(), held, self._parts)
+            safe += set_idle if matched is not None else ""
         return safe, matched
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from byhand.engine.until import Until, end_probability
+from byhand.engine.breakpoint import Breakpoint, end_probability
 from byhand.sampling.chain import Choice
 from byhand.types import Step
 
@@ -21,7 +21,7 @@ class Guess:
     logprob = log(0.5)
 
 
-def before(until: Until, ending: float = 0.125) -> str | None:
+def before(until: Breakpoint, ending: float = 0.125) -> str | None:
     return until.before(cast(Choice, Guess), ending)
 
 
@@ -30,15 +30,15 @@ def before(until: Until, ending: float = 0.125) -> str | None:
     [("token", 7, 8), ("entropy", 1.5, 1.5001), ("end_probability", 0.125, 0.1251), ("margin", 0.25, 0.2499)],
 )
 def test_a_bound_is_met_at_its_very_value(name: str, at: Any, beyond: Any) -> None:
-    assert before(Until(**{name: at})) == name
-    assert before(Until(**{name: beyond})) is None
+    assert before(Breakpoint(**{name: at})) == name
+    assert before(Breakpoint(**{name: beyond})) is None
 
 
 def test_no_bound_at_all_is_never_met_and_zero_is_a_bound() -> None:
-    assert before(Until()) is None
-    assert before(Until(token=0, margin=0.0)) is None
-    assert before(Until(entropy=0.0)) == "entropy"
-    assert before(Until(end_probability=0.0), 0.0) == "end_probability"
+    assert before(Breakpoint()) is None
+    assert before(Breakpoint(token=0, margin=0.0)) is None
+    assert before(Breakpoint(entropy=0.0)) == "entropy"
+    assert before(Breakpoint(end_probability=0.0), 0.0) == "end_probability"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_no_bound_at_all_is_never_met_and_zero_is_a_bound() -> None:
     ],
 )
 def test_a_text_is_noticed_when_its_last_character_comes(pieces: list[str], noticed: list[bool]) -> None:
-    until, text, found = Until(text="stop"), "", []
+    until, text, found = Breakpoint(text="stop"), "", []
     for piece in pieces:
         text += piece
         found.append(until.after(text, cast(Step, type("Piece", (), {"text": piece}))) == "text")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from byhand.engine.output import TextState
+from byhand.engine.text_state import TextState
 from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step, Token
 
@@ -52,17 +52,17 @@ class RecentRows:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._rows: dict[int, Line] = {}
+        self._rows: dict[int, LogitsRow] = {}
 
-    def keep(self, position: int, line: Line) -> None:
+    def keep(self, position: int, row: LogitsRow) -> None:
         """Keep the row that stood before `position`; the oldest goes when there are too many."""
         self._rows.pop(position, None)
-        own_rows([line])
-        self._rows[position] = line
+        own_rows([row])
+        self._rows[position] = row
         while len(self._rows) > self._count:
             del self._rows[next(iter(self._rows))]
 
-    def find(self, position: int) -> Line | None:
+    def find(self, position: int) -> LogitsRow | None:
         """The row, if it is still kept."""
         return self._rows.get(position)
 
@@ -84,7 +84,7 @@ class RecentRows:
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class LogitsRow:
     """A row of logits (vocab,) float32, and what a kernel's survey found in it. The numbers never change."""
 
     logits: torch.Tensor
@@ -97,15 +97,15 @@ class Line:
         return self.found
 
 
-def own_rows(lines: Iterable[Line | None]) -> None:
+def own_rows(rows: Iterable[LogitsRow | None]) -> None:
     """Give what outlives its turn memory of its own: a row among others keeps all of them alive."""
-    for line in lines:
-        if line is not None and line.logits.untyped_storage().nbytes() > line.logits.nbytes:
-            line.logits = line.logits.clone()
+    for row in rows:
+        if row is not None and row.logits.untyped_storage().nbytes() > row.logits.nbytes:
+            row.logits = row.logits.clone()
 
 
 @dataclass(slots=True, eq=False)
-class RunState:
+class Sequence:
     """One run. `computed` counts the ids whose keys and values are in the cache; all else follows from it.
 
     Ids after the prompt that have no Step yet are the user's own: the pass that computes them makes their Steps.
@@ -121,7 +121,7 @@ class RunState:
     cached: int = 0  # the prompt's positions that were found in the prefix index
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)  # hashes of the full pages, in order
-    kept: Line | None = None  # the last row's logits, not sampled yet
+    last_logits: LogitsRow | None = None  # the last row's logits, not sampled yet
     work: Work = Work()  # what the passes since the last token have cost
     steps: list[Step] = field(default_factory=list)
     step_params: list[SamplingParams] = field(default_factory=list)  # the settings each step was made with
@@ -129,8 +129,8 @@ class RunState:
     stop_reason: int | str | None = None
     error: Exception | None = None  # what ended it with FinishReason.ERROR
     max_length: int | None = None  # ids at most, where a server gives less than the context
-    watch: int | None = None  # the best so many predictions are told after every prompt position
-    watched: int = 0  # prompt positions whose predictions have been told
+    read_prompt: int | None = None  # the best so many predictions are told after every prompt position
+    positions_read: int = 0  # prompt positions whose predictions have been told
     prompt_tokens: tuple[Token, ...] | None = None  # for the Positions of a watched prompt, made once
     pieces: tuple[str, ...] = ()
     recent: RecentRows | None = None
@@ -159,11 +159,11 @@ class RunState:
     @property
     def next_needed(self) -> int | None:
         """The first position whose logits are still wanted: to show, to judge an id of the user's, to choose from."""
-        if self.watch is not None and self.watched < self.prompt_length:
-            return self.watched
+        if self.read_prompt is not None and self.positions_read < self.prompt_length:
+            return self.positions_read
         if len(self.steps) < self.generated:
             return self.prompt_length + len(self.steps) - 1
-        return None if self.kept is not None or self.is_finished else len(self.ids) - 1
+        return None if self.last_logits is not None or self.is_finished else len(self.ids) - 1
 
     def snapshot(self) -> Snapshot:
         """The run as it is now."""

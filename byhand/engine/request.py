@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from byhand.engine.breakpoint import Breakpoint
 from byhand.engine.events import Listener
-from byhand.engine.state import RunState, Snapshot
-from byhand.engine.until import Until
+from byhand.engine.sequence import Sequence, Snapshot
 
 if TYPE_CHECKING:
     from byhand.engine.worker import Worker
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 HISTORY = 64
 
 
-class Ticket:
+class RequestHandle:
     """One submission: `choices` runs of one prompt. Every method may be called from any thread and returns at once."""
 
-    is_steered = False
+    is_interactive = False
 
     def __init__(self, worker: Worker, choices: int, listener: Listener) -> None:
         self.choices = choices
@@ -38,7 +38,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """End every open choice with "abort"; their pages are free before the next pass."""
-        self._worker.post(lambda turns: turns.cancel(self))
+        self._worker.post(lambda loop: loop.cancel(self))
 
     def hold(self) -> None:
         """Compute it no further until it is released; a listener calls this when nobody takes its events."""
@@ -47,18 +47,18 @@ class Ticket:
     def release(self) -> None:
         """Go on after `hold`."""
         self.held = False
-        self._worker.post(lambda turns: turns.unhold(self))
+        self._worker.post(lambda loop: loop.unhold(self))
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class Request:
     """One run in the worker's hands."""
 
-    ticket: Ticket
+    handle: RequestHandle
     choice: int
-    run: RunState
+    sequence: Sequence
     budget: float = inf  # tokens that it may still take
-    until: Until | None = None
+    until: Breakpoint | None = None
     forced: int | None = None
     followers: int = 0  # choices to be forked from it once its prompt is computed
     settling: str | None = None  # it is computed to its end and then rests; the word says why
@@ -73,16 +73,16 @@ class Job:
     history: list[Snapshot] = field(default_factory=list)
 
     @property
-    def is_steered(self) -> bool:
+    def is_interactive(self) -> bool:
         """Whether it rests at its endings instead of leaving."""
-        return self.ticket.is_steered
+        return self.handle.is_interactive
 
     @property
     def is_active(self) -> bool:
         """Whether there is something to compute for it."""
-        return self.settling is not None or (self.budget > 0 and not self.run.is_finished)
+        return self.settling is not None or (self.budget > 0 and not self.sequence.is_finished)
 
     def remember(self, before: Snapshot | None = None) -> None:
         """Note how it stands, or stood, for undo."""
-        self.history.append(before or self.run.snapshot())
+        self.history.append(before or self.sequence.snapshot())
         del self.history[:-HISTORY]

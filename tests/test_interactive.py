@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from byhand import LLM, FinishReason, SamplingParams
+from byhand.engine.breakpoint import Breakpoint
 from byhand.engine.events import Event, Finished, Paused, Progress, Stepped
-from byhand.engine.jobs import HISTORY
 from byhand.engine.limits import Limits
-from byhand.engine.until import Until
+from byhand.engine.request import HISTORY
 from byhand.engine.worker import Worker
 from byhand.errors import BadRequest, Busy, ByhandError, LimitExceeded, NotServing, TimeLimit
 from tests.steering import GREEDY, Clock, Helm, Trap, inserting
@@ -98,19 +98,19 @@ def test_a_held_run_loses_no_time_and_has_its_limit_again_when_it_goes_on(worker
 
     def react(event: Event) -> None:
         if isinstance(event, Stepped) and event.step.index == 2:
-            helm.ticket.hold()
+            helm.handle.hold()
             held.set()
         if isinstance(event, Stepped) and event.step.index == 5:
             clock.pass_by(601)
 
     helm.react = react
-    helm.ticket.go(100).result(20)
+    helm.handle.go(100).result(20)
     assert held.wait(20)
     turn(worker)
     clock.pass_by(10_000)
     turn(worker)
     assert (helm.failures, helm.told) == ([], alone(worker, 3))
-    helm.ticket.release()
+    helm.handle.release()
     assert isinstance(helm.rest().error, TimeLimit)
     assert len(helm.told) == 6
 
@@ -137,7 +137,7 @@ def test_a_breakpoint_is_passed_once_and_met_again_after_a_change(
 ) -> None:
     tokens = alone(worker, 20)
     place = a_new_token(tokens)
-    until, helm = Until(token=tokens[place]), Helm.open(worker, PROMPT)
+    until, helm = Breakpoint(token=tokens[place]), Helm.open(worker, PROMPT)
     assert helm.go(until=until) == Paused(0, "token")
     at = helm.ids
     assert helm.told == tokens[:place]
@@ -152,9 +152,9 @@ def test_a_breakpoint_is_passed_once_and_met_again_after_a_change(
 
 def test_a_look_and_other_settings_do_not_close_a_breakpoint_that_was_met(worker: Worker) -> None:
     tokens = alone(worker, 20)
-    until, helm = Until(token=tokens[a_new_token(tokens)]), Helm.open(worker, PROMPT)
+    until, helm = Breakpoint(token=tokens[a_new_token(tokens)]), Helm.open(worker, PROMPT)
     helm.go(until=until)
-    helm.ticket.set({"logprobs": 3}).result(20)
+    helm.handle.set({"logprobs": 3}).result(20)
     assert helm.go(1, until=until) == Paused(0, "count")
 
 
@@ -169,9 +169,9 @@ def test_a_text_that_lies_in_two_tokens_is_noticed_once(worker: Worker) -> None:
     )
     helm.rewind(20)
     helm.events.clear()
-    assert helm.go(until=Until(text=word)) == Paused(0, "text")
+    assert helm.go(until=Breakpoint(text=word)) == Paused(0, "text")
     assert len(helm.told) == place + 1
-    assert helm.go(2, until=Until(text=word)) == Paused(0, "count")  # it was there before
+    assert helm.go(2, until=Breakpoint(text=word)) == Paused(0, "count")  # it was there before
 
 
 def test_why_a_breakpoint_paused_is_told_at_the_last_of_the_counted_tokens_too(worker: Worker) -> None:
@@ -179,7 +179,7 @@ def test_why_a_breakpoint_paused_is_told_at_the_last_of_the_counted_tokens_too(w
     helm.go(4)
     text = helm.text
     helm.rewind(4)
-    assert helm.go(4, until=Until(text=text)) == Paused(0, "text")
+    assert helm.go(4, until=Breakpoint(text=text)) == Paused(0, "text")
 
 
 # Operations.
@@ -191,7 +191,7 @@ def test_an_operation_that_fails_leaves_the_run_as_it_was_and_nothing_to_undo(wo
     params = GREEDY.replace(stages=(trap,))
     helm = Helm.open(worker, PROMPT, params)
     helm.go(2)
-    assert helm.go(until=Until(entropy=0.0)) == Paused(0, "entropy")  # the logits of the next token are there
+    assert helm.go(until=Breakpoint(entropy=0.0)) == Paused(0, "entropy")  # the logits of the next token are there
     before, text = helm.ids, helm.text
     trap.position = len(before) + late
     with pytest.raises(BadRequest, match="the trap has closed"):
@@ -214,7 +214,7 @@ def test_a_token_that_fails_is_not_in_the_list(worker: Worker) -> None:
     assert helm.ids == [*PROMPT, *helm.told] == PROMPT + alone(worker, 2)
     trap.position = None
     with pytest.raises(ByhandError, match="the run has ended"):
-        helm.ticket.go(1).result(20)
+        helm.handle.go(1).result(20)
     helm.undo()
     assert helm.ids == PROMPT
     assert helm.go(3) == Paused(0, "count")
@@ -225,7 +225,7 @@ def test_nothing_else_is_done_while_an_operation_is_computed(worker: Worker) -> 
     helm = Helm.open(worker, PROMPT)
     insert = [8, 9]
 
-    changed, gone = at_once(worker, lambda: helm.ticket.change(inserting(insert)), lambda: helm.ticket.go(1))
+    changed, gone = at_once(worker, lambda: helm.handle.change(inserting(insert)), lambda: helm.handle.go(1))
     with pytest.raises(BadRequest, match="still being computed"):
         gone.result(20)
     assert [step.token.id for step in changed.result(20)] == insert
@@ -246,7 +246,7 @@ def test_an_operation_in_the_middle_of_a_run_pauses_it_first(worker: Worker) -> 
         return inserting([8])(engine, run)
 
     helm.react = react
-    _, changed = at_once(worker, helm.ticket.go, lambda: helm.ticket.change(insert, mark=lambda: order.append("mark")))
+    _, changed = at_once(worker, helm.handle.go, lambda: helm.handle.change(insert, mark=lambda: order.append("mark")))
     changed.result(20)
     turn(worker)
     assert order == ["pause", "mark", "change", "step"]
@@ -258,7 +258,7 @@ def test_a_pause_after_the_end_tells_the_end_again(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT, GREEDY.replace(max_tokens=2))
     ended = helm.go()
     assert (ended.finish_reason, ended.usage.completion_tokens) == (FinishReason.LENGTH, 2)
-    helm.ticket.pause().result(20)
+    helm.handle.pause().result(20)
     assert helm.rest() == ended
 
 
@@ -270,9 +270,9 @@ def test_a_run_that_has_ended_at_once_says_so(worker: Worker) -> None:
 
 def test_undo_takes_settings_back(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT)
-    helm.ticket.set({"temperature": 0.5, "max_tokens": 1}).result(20)
+    helm.handle.set({"temperature": 0.5, "max_tokens": 1}).result(20)
     helm.undo()
-    params = helm.ticket.look(lambda _, run: run.params).result(20)
+    params = helm.handle.look(lambda _, run: run.params).result(20)
     assert (params.temperature, params.max_tokens) == (GREEDY.temperature, GREEDY.max_tokens)
     assert helm.go(2) == Paused(0, "count")
 
@@ -280,17 +280,17 @@ def test_undo_takes_settings_back(worker: Worker) -> None:
 def test_settings_are_held_to_the_limits(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT)
     with pytest.raises(LimitExceeded):
-        helm.ticket.set({"logprobs": 21}).result(20)
-    helm.ticket.set({"logprobs": 20}).result(20)
+        helm.handle.set({"logprobs": 21}).result(20)
+    helm.handle.set({"logprobs": 20}).result(20)
 
 
 def test_undo_goes_back_so_far_and_no_further(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT)
     for number in range(HISTORY + 3):
-        helm.ticket.set({"max_tokens": 100 + number}).result(20)
+        helm.handle.set({"max_tokens": 100 + number}).result(20)
     for _ in range(HISTORY):
         helm.undo()
-    assert helm.ticket.look(lambda _, run: run.params.max_tokens).result(20) == 102
+    assert helm.handle.look(lambda _, run: run.params.max_tokens).result(20) == 102
     with pytest.raises(BadRequest, match="nothing to undo"):
         helm.undo()
 
@@ -320,7 +320,7 @@ def test_a_fork_is_at_rest_and_takes_other_dice_where_it_is_given_a_seed(worker:
         run.go(12)
     assert same.ids == helm.ids != other.ids
     assert other.ids == [*PROMPT, *helm.told[:2], *other.told]
-    other.ticket.cancel()
+    other.handle.cancel()
     assert helm.go(1) == Paused(0, "count")
 
 
@@ -343,18 +343,18 @@ def test_a_parked_run_holds_no_page_and_goes_on(worker: Worker, steps: int) -> N
     helm = Helm.open(worker, ids)
     if steps:
         helm.go(steps)
-    helm.ticket.park()
+    helm.handle.park()
     assert worker.call(lambda: worker.stats().pages_used).result(20) == 0
     told = sum(isinstance(event, Progress) for event in helm.events)
     helm.go(2)
     assert helm.told == alone(worker, steps + 2, ids)
     assert sum(isinstance(event, Progress) for event in helm.events) == told  # of its prompt all has been told
-    assert helm.ticket.look(lambda _, run: run.cached).result(20) == 0  # its own pages, found again, are not counted
+    assert helm.handle.look(lambda _, run: run.cached).result(20) == 0  # its own pages, found again, are not counted
 
 
 def test_parking_pauses_a_run_that_goes(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT)
-    at_once(worker, helm.ticket.go, helm.ticket.park)
+    at_once(worker, helm.handle.go, helm.handle.park)
     assert helm.rest() == Paused(0, "parked")
     turn(worker)
     assert helm.told == []
@@ -362,11 +362,11 @@ def test_parking_pauses_a_run_that_goes(worker: Worker) -> None:
 
 def test_after_the_end_a_handle_says_that_the_run_was_closed(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT)
-    going = at_once(worker, lambda: helm.ticket.change(lambda engine, run: []), helm.ticket.cancel)[0]
+    going = at_once(worker, lambda: helm.handle.change(lambda engine, run: []), helm.handle.cancel)[0]
     assert isinstance(helm.rest(), Finished)
-    assert helm.ticket.is_done
+    assert helm.handle.is_done
     assert isinstance(going.exception(20), RuntimeError)
-    for ask in (helm.ticket.go, helm.ticket.undo, lambda: helm.ticket.look(lambda *_: 1)):
+    for ask in (helm.handle.go, helm.handle.undo, lambda: helm.handle.look(lambda *_: 1)):
         with pytest.raises(ByhandError, match="closed"):
             ask().result(20)  # type: ignore[operator]
 
@@ -376,7 +376,7 @@ def test_steered_runs_take_no_place_among_the_submitted(tiny_folder: Path) -> No
     worker.opened.result(30)
     for _ in range(3):
         helm = Helm.open(worker, PROMPT)
-        helm.ticket.cancel()
+        helm.handle.cancel()
         assert isinstance(helm.rest(), Finished)
     first, second = submit(worker, [5], LONG), submit(worker, [6], LONG)
     with pytest.raises(Busy):
@@ -408,9 +408,9 @@ def test_too_many_that_wait_refuse_a_steered_run(tiny_folder: Path) -> None:
 
 
 def test_draining_lets_a_run_that_goes_come_to_its_end_and_does_not_wait_for_one_at_rest(worker: Worker) -> None:
-    resting, going = Helm.open(worker, PROMPT), Helm.open(worker, [5, 6], GREEDY.replace(max_tokens=30))
-    _, ended = at_once(worker, going.ticket.go, lambda: worker.drain(1000))
+    idle, going = Helm.open(worker, PROMPT), Helm.open(worker, [5, 6], GREEDY.replace(max_tokens=30))
+    _, ended = at_once(worker, going.handle.go, lambda: worker.drain(1000))
     assert isinstance(going.rest(), Finished)
     ended.result(20)
-    assert [type(error) for error in resting.failures] == [NotServing]
+    assert [type(error) for error in idle.failures] == [NotServing]
     assert len(going.told) == 30

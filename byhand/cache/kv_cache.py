@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from byhand.pages import PagePool
+from byhand.cache.pages import PagePool
 
 PAGE_SIZE = 16
 
