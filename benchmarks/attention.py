@@ -12,9 +12,9 @@ import sys
 from time import perf_counter
 
 import torch
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 
 from byhand.bench.probe import Probe
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.kernels.cpu import Cpu
 from byhand.weights import DTYPES
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 
 from benchmarks.quality import RESULTS, ROWS, SHARED, Sums
 from byhand import LLM, SamplingParams
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.kernels.cpu import MANY_ROWS, ROUNDED_ROWS
 from byhand.models import Model
 from byhand.verify import DEFAULT_PROMPTS

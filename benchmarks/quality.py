@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from byhand.kv_cache import PAGE_SIZE, Batch, KVCache
 
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.checkpoint import Checkpoint, open_checkpoint
 from byhand.kernels import backend, reference
 from byhand.models import Model, architecture_of, read_config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from time import perf_counter
@@ -11,8 +11,8 @@ from typing import Any, Unpack, overload
 
 import torch
 
-from byhand.engine import operations
-from byhand.engine.sequence import Sequence
+from byhand.engine.inline import Collector
+from byhand.engine.request import RequestHandle
 from byhand.errors import BadRequest, PromptError, PromptTooLong
 from byhand.opened import Opened, positive
 from byhand.prompts import TEXT_OR_IDS, Messages, Prompt, as_messages, as_prompts, check_token_ids
@@ -52,7 +52,7 @@ class LLM(Opened):
             ids = self.check_ids(self.tokenizer.encode(prompt), param)
             self._warn_doubled_start(ids)
         else:
-            if isinstance(prompt, Sized):
+            if isinstance(prompt, Sequence):
                 self.check_length(len(prompt), param)
             ids = self.check_ids(prompt, param, TEXT_OR_IDS)
         if not ids:
@@ -139,9 +139,7 @@ class LLM(Opened):
         tokens = [self.tokenizer.token(token) for token in ids]
         pieces = tuple(token.text for token in tokens)
         for position, row in self._look_through(ids, top):
-            best = tuple(self.engine.candidate(*entry) for entry in row.top)
-            actual = None if row.actual is None else self.engine.candidate(*row.actual)
-            yield Position(position, tokens[position], best[0], best[:top], actual, row.entropy, pieces)
+            yield self.engine.output.reading(position, tokens[position], row, pieces)
 
     def _look_through(self, ids: list[int], top: int) -> Iterator[tuple[int, Look]]:
         for start, logits in self._all_logits(ids):
@@ -153,11 +151,11 @@ class LLM(Opened):
 
     def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(first position, (rows, vocab) float32) over all positions, on pages that are let go at the end."""
-        run = self.engine.open(ids, SamplingParams(), seed=0, reuse=False)
+        sequence = self.engine.open(ids, SamplingParams(), seed=0)
         try:
-            yield from self.engine.logit_blocks(run, publish=False)
+            yield from self.engine.logit_blocks(sequence)
         finally:
-            self.engine.release(run)
+            self.engine.release(sequence)
 
     def score(self, prompt: Prompt, continuation: Prompt | None = None) -> Score:
         """Log-probability of every token given those before it, and the perplexity; with a `continuation`, of it alone.
@@ -205,14 +203,13 @@ class LLM(Opened):
     def start_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int) -> Run:
         """The same from ids, with the dice given; a run resumed so goes on as if it had never stopped."""
         run = self.open_run(ids, params, seed=seed, choice=choice)
-        self.engine.prefill([run._sequence])
+        run.prefill()
         return run
 
     def open_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int = 0) -> Run:
-        """A run of which nothing is computed yet, for a batch."""
+        """A run of which nothing is computed yet."""
         params.check_vocabulary(self.vocab_size)
-        seed = fresh_seed() if seed is None else seed
-        return Run(self, self.engine.open(self.encode(ids), params, seed=seed, choice=choice))
+        return Run.open(self, self.encode(ids), params, seed=fresh_seed() if seed is None else seed, choice=choice)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]
@@ -246,35 +243,31 @@ class LLM(Opened):
         self, prompts: object, params: SamplingParams | None, options: dict[str, Any]
     ) -> Completion | list[Completion]:
         settings = _settings(params, options)
+        settings.check_vocabulary(self.vocab_size)
         listed, many = as_prompts(prompts)
         names = [f"prompts[{place}]" if many else "prompt" for place in range(len(listed))]
-        runs: list[Run] = []
-        for ids in [self._encode(prompt, name) for prompt, name in zip(listed, names, strict=True)]:
-            runs += self._choices(ids, settings, others=[run._sequence for run in runs])
-        self._finish([run._sequence for run in runs])
-        completions = [run.completion() for run in runs]
+        encoded = [self._encode(prompt, name) for prompt, name in zip(listed, names, strict=True)]
+        completions = self._complete(encoded, settings)
         return completions if many or "n" in options or settings.n > 1 else completions[0]
 
-    def _choices(self, ids: list[int], params: SamplingParams, others: list[Sequence]) -> list[Run]:
-        """`n` runs of one prompt; the prompt is processed once and its pages are shared."""
-        first = self.open_run(ids, params, seed=params.seed)
-        if params.n == 1:
-            return [first]
-        self.engine.prefill([first._sequence], others)
-        forks = (operations.fork(self.engine, first._sequence, choice=choice) for choice in range(1, params.n))
-        return [first, *(Run(self, state) for state in forks)]
-
-    def _finish(self, states: list[Sequence]) -> None:
+    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        """All choices of all prompts, in as many passes as they need together; the first failure ends them all."""
+        driver = self.driver
+        collectors = [Collector(ids, params.n) for ids in prompts]
+        handles: list[RequestHandle] = []
         try:
-            while waiting := [state for state in states if not state.is_finished]:
-                self.engine.step(waiting)
-                for state in waiting:
-                    if state.is_finished:
-                        self.engine.release(state)
-        except BaseException:
-            for state in states:
-                self.engine.release(state)
-            raise
+            for ids, collector in zip(prompts, collectors, strict=True):
+                seed = fresh_seed() if params.seed is None else params.seed
+                handles.append(driver.submit(ids, params, seed, collector))
+            driver.run(lambda: all(handle.is_done for handle in handles) or any(each.error for each in collectors))
+        finally:
+            for handle in handles:
+                if not handle.is_done:
+                    handle.cancel()
+        for error in (collector.error for collector in collectors):
+            if error is not None:
+                raise error
+        return [completion for collector in collectors for completion in collector.completions()]
 
     @overload
     def chat(

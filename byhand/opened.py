@@ -16,6 +16,7 @@ from byhand.cache.kv_cache import PAGE_SIZE, KVCache
 from byhand.checkpoint import Checkpoint, open_checkpoint
 from byhand.collector import without_collector
 from byhand.engine.engine import Engine
+from byhand.engine.inline import InlineDriver
 from byhand.errors import BadRequest, ByhandError
 from byhand.kernels import open_kernels
 from byhand.models import Model, build, context_of, read_config
@@ -85,6 +86,7 @@ class Opened:
             )
             self._engine: Engine | None = self._open_engine(cache_tokens, cached_as)
             loaded.result()
+            self._driver: InlineDriver | None = None
         backend.prepare({spec.head_dim for spec in self.model.layer_specs}, cached_as)
 
     def _note(self, line: str) -> None:
@@ -115,8 +117,17 @@ class Opened:
 
     @property
     def engine(self) -> Engine:
-        """The one step function, on this model's cache."""
+        """The one owner of the model and its cache."""
         return self._still_open(self._engine)
+
+    @property
+    def driver(self) -> InlineDriver:
+        """What steps the engine's loop for this LLM's runs; a stage that asks in the middle of a step gets its own."""
+        engine = self.engine
+        with engine.lock:
+            if self._driver is None:
+                self._driver = InlineDriver(engine)
+            return InlineDriver(engine) if self._driver.is_stepping else self._driver
 
     def _still_open(self, part: T | None) -> T:
         if part is None:
@@ -169,7 +180,9 @@ class Opened:
 
     def close(self) -> None:
         """Let go of the weights and the cache; a Run that is still held keeps what it needs."""
-        self._model = self._engine = None
+        if self._driver is not None:
+            self._driver.engine.collect()
+        self._model = self._engine = self._driver = None
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from byhand import html, reprs
 from byhand.engine import operations
 from byhand.engine.engine import Engine
+from byhand.engine.events import Event, Failed, Listener
+from byhand.engine.inline import InlineDriver
+from byhand.engine.interactive import InteractiveHandle, Operation
 from byhand.engine.sequence import Sequence
 from byhand.types import Completion, FinishReason, Step, Token, Usage
 
@@ -25,17 +28,29 @@ class Run:
     Iterating steps until the run finishes. A run that is no longer referred to gives its pages back.
     """
 
-    def __init__(self, llm: LLM, state: Sequence) -> None:
+    def __init__(self, llm: LLM, driver: InlineDriver, handle: InteractiveHandle, failures: list[Exception]) -> None:
         self._llm = llm
-        self._engine: Engine = llm.engine
-        self._sequence = state
-        weakref.finalize(self, self._engine.retire, state).atexit = False
+        self._driver = driver
+        self._engine: Engine = driver.engine
+        self._handle = handle
+        self._sequence: Sequence = handle.request_in(driver.loop).sequence
+        self._failures = failures  # what the handle's listener was told
+        # Neither the handle nor its listener holds the Run: when it is garbage, its pages are let go.
+        weakref.finalize(self, self._engine.retire, handle.cancel).atexit = False
 
     @classmethod
-    def borrow(cls, llm: LLM, state: Sequence) -> Run:
-        """A view of a run that another owns: when it is garbage, nothing happens to the pages."""
+    def open(cls, llm: LLM, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0) -> Run:
+        """A run of checked ids, of which nothing is computed yet."""
+        failures: list[Exception] = []
+        driver = llm.driver
+        handle = driver.open(ids, params, seed=seed, choice=choice, listener=_failures_into(failures))
+        return cls(llm, driver, handle, failures)
+
+    @classmethod
+    def borrow(cls, llm: LLM, sequence: Sequence) -> Run:
+        """A view of a run that another owns: it can be looked at; when it is garbage, nothing happens to the pages."""
         view = cls.__new__(cls)
-        view._llm, view._engine, view._sequence = llm, llm.engine, state
+        view._llm, view._engine, view._sequence = llm, llm.engine, sequence
         return view
 
     # What it is.
@@ -108,18 +123,39 @@ class Run:
 
     # What can be done with it.
 
+    def prefill(self) -> None:
+        """Process the prompt; no token is chosen."""
+        self._change(lambda engine, sequence: [])
+
     def step(self, force: int | str | None = None) -> Step:
         """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
         forced = None if force is None else self._llm.token_id(force, "force")
-        return self._engine.step_one(self._sequence, forced)
+        self._driver.take(self._handle, forced)
+        self._raise_failure()
+        return self._sequence.steps[-1]
 
     def insert(self, text: Prompt) -> list[Step]:
         """Append text (or ids) of yours; each of its tokens is a forced Step."""
-        return operations.insert(self._engine, self._sequence, self._llm.continuation_ids(text))
+        ids = self._llm.continuation_ids(text)
+        return self._change(lambda engine, sequence: operations.insert(engine, sequence, ids))
 
     def edit(self, position: int, token: int | str) -> list[Step]:
         """Put a token at `position` and let go of everything after it."""
-        return operations.edit(self._engine, self._sequence, position, self._llm.token_id(token, "token"))
+        number = self._llm.token_id(token, "token")
+        return self._change(lambda engine, sequence: operations.edit(engine, sequence, position, number))
+
+    def _change(self, operation: Operation) -> list[Step]:
+        done = self._handle.change(operation)
+        if not done.done():
+            self._driver.run_to_rest(self._handle)
+        self._raise_failure()
+        return done.result()
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            error = self._failures[-1]
+            self._failures.clear()
+            raise error
 
     def rewind(self, count: int = 1) -> None:
         """Take back the last `count` tokens."""
@@ -127,7 +163,9 @@ class Run:
 
     def fork(self, seed: int | None = None) -> Run:
         """A second run from here, on the same pages; with a `seed`, its dice differ."""
-        return Run(self._llm, operations.fork(self._engine, self._sequence, seed=seed))
+        failures: list[Exception] = []
+        twin = self._handle.fork(_failures_into(failures), seed).result()
+        return Run(self._llm, self._driver, twin, failures)
 
     def set(self, **params: Unpack[AllOptions]) -> None:
         """Change settings for the steps to come, by SamplingParams' names."""
@@ -183,3 +221,11 @@ class Run:
     def prompt_tokens(self) -> list[Token]:
         """The prompt as Tokens."""
         return [self._llm.tokenizer.token(token) for token in self.prompt_ids]
+
+
+def _failures_into(failures: list[Exception]) -> Listener:
+    def listen(event: Event) -> None:
+        if isinstance(event, Failed):
+            failures.append(event.error)
+
+    return listen

@@ -14,17 +14,17 @@ import torch
 from byhand import SamplingParams
 from byhand.engine import operations
 from byhand.engine.breakpoint import Breakpoint
-from byhand.engine.events import Event, Failed, Finished, Listener, Paused, Stepped
+from byhand.engine.events import Event, Failed, Finished, Listener, Paused, Read, Stepped
 from byhand.engine.sequence import Sequence
 from byhand.engine.worker import InteractiveHandle, Worker
-from byhand.types import Step
+from byhand.types import Position, Step
 
 GREEDY = SamplingParams(ignore_eos=True)
 
 
 def inserting(ids: list[int]) -> Callable[[Any, Sequence], list[Step]]:
     """The operation that appends ids of the user's."""
-    return lambda engine, run: operations.begin_insert(engine, run, ids)
+    return lambda engine, run: operations.insert(engine, run, ids)
 
 
 class Helm:
@@ -69,16 +69,11 @@ class Helm:
 
     def edit(self, position: int, token: int) -> None:
         """Put a token at a position."""
-        self.handle.change(lambda engine, run: operations.begin_edit(engine, run, position, token)).result(20)
+        self.handle.change(lambda engine, run: operations.edit(engine, run, position, token)).result(20)
 
     def rewind(self, count: int) -> None:
         """Take tokens back."""
-
-        def rewind(engine: Any, run: Sequence) -> list[Any]:
-            operations.rewind(engine, run, count)
-            return []
-
-        self.handle.change(rewind).result(20)
+        self.handle.change(lambda engine, run: operations.rewind(engine, run, count)).result(20)
 
     def undo(self) -> None:
         """Take the last operation back."""
@@ -98,6 +93,11 @@ class Helm:
     def told(self) -> list[int]:
         """The ids of all Steps that were told, those taken back included."""
         return [event.step.token.id for event in self.events if isinstance(event, Stepped)]
+
+    @property
+    def read(self) -> list[Position]:
+        """The predictions after prompt positions that were told."""
+        return [position for event in self.events if isinstance(event, Read) for position in event.positions]
 
     @property
     def failures(self) -> list[Exception]:

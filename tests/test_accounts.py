@@ -34,7 +34,7 @@ def worker(tiny_folder: Path) -> Iterator[Worker]:
 def small(tiny_folder: Path, pages: int, max_rows: int = 512, **limits: Any) -> Worker:
     """A worker on a cache of so many pages."""
     llm = LLM(tiny_folder, cache_tokens=pages * PAGE_SIZE)
-    llm.engine.max_rows = max_rows
+    llm.engine.max_batched_tokens = max_rows
     worker = Worker(llm, Limits(**limits))
     worker.opened.result(30)
     return worker
@@ -65,7 +65,7 @@ def test_the_last_token_of_a_prompt_is_always_computed(llm: LLM, length: int, fo
 
 
 def test_a_prompt_of_many_passes_reuses_only_what_was_there_before(llm: LLM) -> None:
-    llm.engine.max_rows = 16
+    llm.engine.max_batched_tokens = 16
     llm.start(distinct(20))
     step = llm.start(distinct(70)).step()
     assert (step.positions_reused, step.positions_computed) == (16, 54)

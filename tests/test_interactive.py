@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -80,7 +81,7 @@ def test_a_run_that_ran_out_of_time_lets_its_pages_go_and_goes_on_when_it_is_tol
 
 def test_the_time_of_an_operation_is_bounded(tiny_folder: Path, clock: Clock) -> None:
     llm = LLM(tiny_folder)
-    llm.engine.max_rows = 32
+    llm.engine.max_batched_tokens = 32
     worker = Worker(llm)
     worker.opened.result(30)
     helm = Helm.open(worker, PROMPT)
@@ -282,6 +283,19 @@ def test_settings_are_held_to_the_limits(worker: Worker) -> None:
     with pytest.raises(LimitExceeded):
         helm.handle.set({"logprobs": 21}).result(20)
     helm.handle.set({"logprobs": 20}).result(20)
+
+
+def test_an_edited_prompt_that_is_undone_is_read_again(worker: Worker) -> None:
+    helm = Helm(lambda listener: worker.open([5, 6, 7, 8], GREEDY, listener, read_prompt=2))
+    helm.rest()
+    first = helm.read
+    helm.edit(1, 9)
+    assert [position.token.id for position in helm.read[4:]] == [9]
+    helm.undo()
+    assert [replace(position, pieces=()) for position in helm.read[5:]] == [
+        replace(position, pieces=()) for position in first[1:]
+    ]
+    assert helm.ids == [5, 6, 7, 8]
 
 
 def test_undo_goes_back_so_far_and_no_further(worker: Worker) -> None:

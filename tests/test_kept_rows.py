@@ -10,10 +10,10 @@ from queue import SimpleQueue
 import pytest
 import torch
 
-from byhand import LLM, BadRequest, SamplingParams, Step
+from byhand import LLM, SamplingParams, Step
 from byhand.engine import operations
 from byhand.engine.breakpoint import Breakpoint
-from byhand.engine.events import Event, Paused
+from byhand.engine.events import Event, Paused, Progress
 from byhand.engine.interactive import InteractiveHandle
 from byhand.engine.sequence import LogitsRow, Sequence
 from byhand.engine.worker import Worker
@@ -24,15 +24,15 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=8, ignore_eos=T
 
 
 def opened(llm: LLM, params: SamplingParams = SAMPLED) -> list[Sequence]:
-    """Three runs of which nothing is computed; as states, which hold their pages until the engine is gone."""
-    seeds = enumerate(PROMPTS)
-    return [llm.engine.open(ids, params, seed=seed) for seed, ids in seeds]
+    """Three requests in the loop, of which nothing is computed; their sequences."""
+    for seed, ids in enumerate(PROMPTS):
+        llm.driver.submit(ids, params, seed, lambda _: None)
+    return list(llm.driver.loop.requests)
 
 
 def steps_of(llm: LLM, params: SamplingParams) -> list[Step]:
     states = opened(llm, params)
-    while waiting := [state for state in states if not state.is_finished]:
-        llm.engine.step(waiting)
+    llm.driver.run(lambda: all(state.is_finished for state in states))
     return [step for state in states for step in state.steps]
 
 
@@ -60,7 +60,7 @@ def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pyte
 
     monkeypatch.setattr(llm.model.kernels, "surveys", counted)
     for _ in range(4):
-        llm.engine.step(states)
+        llm.driver.loop.step()
     assert calls == [[10, 20, 10]] * 4
     assert [len(state.steps[-1].top) for state in states] == [10, 20, 10]
 
@@ -88,28 +88,35 @@ def test_a_step_tells_of_as_many_as_are_wanted_when_it_is_taken(llm: LLM) -> Non
 
 
 def test_rows_of_prompts_read_together_are_alone(llm: LLM) -> None:
-    states = opened(llm)
-    llm.engine.prefill(states)
-    assert all(is_alone(state.last_logits) for state in states)
+    runs = [llm.open_run(ids, SAMPLED, seed=seed) for seed, ids in enumerate(PROMPTS)]
+    for run in runs:
+        run._handle.change(lambda engine, sequence: [])
+    llm.driver.loop.step()  # one pass for all of them
+    assert all(is_alone(run._sequence.last_logits) for run in runs)
 
 
-def test_a_row_left_over_by_a_step_that_failed_is_alone(llm: LLM) -> None:
+def test_a_stage_that_fails_ends_its_run_alone_and_leaves_no_row(llm: LLM) -> None:
     def fails(ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
         raise ValueError("on purpose")
 
     states = opened(llm)
     states[1].params = states[1].params.replace(stages=(fails,))
-    with pytest.raises(BadRequest, match="on purpose"):
-        llm.engine.step(states)
-    assert states[0].last_logits is None
-    assert is_alone(states[2].last_logits)
+    llm.driver.loop.step()
+    assert [len(state.steps) for state in states] == [1, 0, 1]
+    assert all(state.last_logits is None for state in states)
 
 
-def test_a_fork_in_the_middle_of_a_turn_is_alone(llm: LLM) -> None:
-    states = opened(llm)
-    llm.engine._pass_over(states, states)
-    assert not is_alone(states[0].last_logits)
-    assert is_alone(operations.fork(llm.engine, states[0]).last_logits)
+def test_a_fork_in_the_middle_of_a_step_is_alone(llm: LLM) -> None:
+    states, seen = opened(llm), []
+
+    def in_the_middle(event: Event) -> None:
+        if isinstance(event, Progress):
+            seen.append(is_alone(states[0].last_logits))
+            seen.append(is_alone(operations.fork(llm.engine, states[0]).last_logits))
+
+    llm.driver.loop.requests[states[0]].handle.listener = in_the_middle
+    llm.driver.loop.step()
+    assert seen == [False, True]
 
 
 def test_rows_of_steered_runs_at_rest_are_alone(tiny_folder: Path) -> None:

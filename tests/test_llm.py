@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from byhand import LLM, BadRequest, ByhandError, FinishReason, PromptError, Reading, SamplingParams, TemplateError
-from byhand.engine.engine import LOGITS_BLOCK
+from byhand.engine.runner import LOGITS_BLOCK
 from tests.conftest import tiny_llama
 
 PROMPT = "the quick brown fox jumps"
@@ -124,7 +124,7 @@ def test_score_is_the_sum_of_log_softmax(llm: LLM) -> None:
 def test_logits_equal_in_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = llm.encode(PROMPT)
     whole = llm.logits(ids)
-    monkeypatch.setattr("byhand.engine.engine.LOGITS_BLOCK", 384 * 3)
+    monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 384 * 3)
     assert torch.allclose(llm.logits(ids), whole, atol=1e-5)
 
 

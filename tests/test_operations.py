@@ -26,7 +26,7 @@ class Runs(RuleBasedStateMachine):
         max_rows=st.sampled_from([3, 16, 512]),
     )
     def begin(self, prompt: list[int], temperature: float, max_rows: int) -> None:
-        self.llm.engine.max_rows = max_rows
+        self.llm.engine.max_batched_tokens = max_rows
         params = SamplingParams(temperature=temperature, seed=11, ignore_eos=True)
         self.runs: list[Run] = [self.llm.start(prompt, params)]
 

@@ -16,7 +16,7 @@ import pytest
 
 from byhand import LLM, FinishReason, SamplingParams
 from byhand.cli.main import main
-from byhand.engine.engine import Engine
+from byhand.engine.sampler import Sampler
 from byhand.engine.sequence import LogitsRow, Sequence
 from byhand.engine.text_state import TextState, Way
 from byhand.sampling.chain import Choice
@@ -64,9 +64,9 @@ def slow(
     texts = readings(tokenizer, prompt, ids)
     for count in range(early + 1, len(ids) + 1):
         characters, counts = written(tokenizer, ids[:count], texts[: count + 1])
-        row = "".join(character for character, _ in characters)
-        for end in range(counts[early] + 1, len(row) + 1):
-            found = [stop for stop in stops if row[:end].endswith(stop)]
+        line = "".join(character for character, _ in characters)
+        for end in range(counts[early] + 1, len(line) + 1):
+            found = [stop for stop in stops if line[:end].endswith(stop)]
             if found:
                 longest = max(found, key=len)
                 shown = characters[: end - len(longest)]
@@ -99,9 +99,9 @@ def spelled(tokenizer: Tokenizer) -> list[int]:
 def some_stop(tokenizer: Tokenizer, ids: list[int], dice: random.Random) -> str:
     """A piece of what is written, or of nearly that."""
     texts = readings(tokenizer, [], ids)
-    row = "".join(character for character, _ in written(tokenizer, ids, texts)[0]).replace("\ufffd", "a") or "a"
-    start = dice.randrange(len(row))
-    stop = row[start : start + dice.randrange(1, 14)]
+    line = "".join(character for character, _ in written(tokenizer, ids, texts)[0]).replace("\ufffd", "a") or "a"
+    start = dice.randrange(len(line))
+    stop = line[start : start + dice.randrange(1, 14)]
     return stop if dice.random() < 0.7 else stop + dice.choice("ab\n<")
 
 
@@ -134,15 +134,15 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("stop", "line", "shown", "count"), EXAMPLES)
-def test_special_tokens_count_with_their_names(stop: str, row: str, shown: str, count: int | None) -> None:
+def test_special_tokens_count_with_their_names(stop: str, line: str, shown: str, count: int | None) -> None:
     tokenizer = sorts()["byte fallback"]
-    ids = tokenizer.encode_continuation(row)
+    ids = tokenizer.encode_continuation(line)
     expected = (shown, None, len(ids)) if count is None else (shown, stop, count)
     assert fast(tokenizer, [1], ids, [stop], 0) == expected
     letters = [token for character in "<|user|>" for token in tokenizer.encode_continuation(character)]
     spelled_out = [each for token in ids for each in (letters if token == tokenizer.one_token("<|user|>") else [token])]
-    if "</s>" not in row:  # the same written in letters is text, and stops as well
-        expected_text = row if count is None else row[: row.index(stop)]
+    if "</s>" not in line:  # the same written in letters is text, and stops as well
+        expected_text = line if count is None else line[: line.index(stop)]
         assert fast(tokenizer, [1], spelled_out, [stop], 0)[:2] == (expected_text, stop if count else None)
 
 
@@ -233,13 +233,13 @@ SCRIPT = " dog\n<|user|>the fox"
 def scripted(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every run takes these tokens, whatever its model thinks of them."""
     script = Tokenizer.open(tiny_folder).encode_continuation(SCRIPT)
-    choose = Engine.choose
+    choose = Sampler.choose
 
-    def choose_next(engine: Engine, run: Sequence, row: LogitsRow, position: int, forced: int | None) -> Choice:
+    def choose_next(sampler: Sampler, run: Sequence, row: LogitsRow, position: int, forced: int | None) -> Choice:
         place = position - run.prompt_length
-        return choose(engine, run, row, position, script[place] if place < len(script) else forced)
+        return choose(sampler, run, row, position, script[place] if place < len(script) else forced)
 
-    monkeypatch.setattr(Engine, "choose", choose_next)
+    monkeypatch.setattr(Sampler, "choose", choose_next)
     return script
 
 

@@ -57,7 +57,7 @@ def test_any_chunking_of_the_prompt_gives_the_same_tokens(llm: LLM, tiny_folder:
     ids = random.Random(3).choices(range(2, 384), k=70)
     whole = ids_of(llm, ids, GREEDY)
     other = LLM(tiny_folder)
-    other.engine.max_rows = max_rows
+    other.engine.max_batched_tokens = max_rows
     assert ids_of(other, ids, GREEDY) == whole
     assert len(whole) == 24
 
@@ -325,7 +325,7 @@ def test_a_run_that_failed_is_garbage_like_any_other(
     def failed() -> None:
         run, other = llm.start(PROMPT, GREEDY), llm.start(PROMPT, GREEDY)
         other.step()
-        monkeypatch.setattr(llm.engine, "make_step", fail)
+        monkeypatch.setattr(llm.engine.output, "make_step", fail)
         with pytest.raises(type(error()), match="1 of 2"):
             run.step()
         assert run.finish_reason == FinishReason.ERROR

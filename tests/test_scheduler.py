@@ -53,9 +53,9 @@ def test_a_pass_is_bounded_and_serves_streams_first(lengths: list[int], max_rows
     runs = [bare_run(length) for length in lengths]
     chunks = schedule(runs, max_rows, PAGE_SIZE, mixed_rows)
     assert sum(chunk.rows for chunk in chunks) <= max_rows
-    assert [chunk.run for chunk in chunks] == [run for run in runs if run in {chunk.run for chunk in chunks}]
-    assert all(chunk.start == 0 and 1 <= chunk.rows <= len(chunk.run.ids) for chunk in chunks)
-    rows = {chunk.run: chunk.rows for chunk in chunks}
+    assert [chunk.sequence for chunk in chunks] == [run for run in runs if run in {chunk.sequence for chunk in chunks}]
+    assert all(chunk.start == 0 and 1 <= chunk.rows <= len(chunk.sequence.ids) for chunk in chunks)
+    rows = {chunk.sequence: chunk.rows for chunk in chunks}
     streams = [run for run in runs if len(run.ids) == 1]
     longer = [run for run in runs if len(run.ids) > 1]
     assert all(rows.get(run) == 1 for run in streams[:max_rows])
@@ -68,20 +68,20 @@ def test_a_pass_is_bounded_and_serves_streams_first(lengths: list[int], max_rows
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     long, short = bare_run(1000), bare_run(20)
-    rows = {chunk.run: chunk.rows for chunk in schedule([long, short], 100, PAGE_SIZE)}
+    rows = {chunk.sequence: chunk.rows for chunk in schedule([long, short], 100, PAGE_SIZE)}
     assert rows == {long: 80, short: 20}
 
 
 def test_the_oldest_gets_the_last_row() -> None:
     long, short = bare_run(1000), bare_run(20)
-    assert [(chunk.run, chunk.rows) for chunk in schedule([long, short], 1, PAGE_SIZE)] == [(long, 1)]
+    assert [(chunk.sequence, chunk.rows) for chunk in schedule([long, short], 1, PAGE_SIZE)] == [(long, 1)]
 
 
 # Prompts that begin alike, at the same moment.
 
 
 def rows_of(runs: list[Sequence], *limits: int) -> list[int]:
-    rows = {chunk.run: chunk.rows for chunk in schedule(runs, limits[0], PAGE_SIZE, *limits[1:])}
+    rows = {chunk.sequence: chunk.rows for chunk in schedule(runs, limits[0], PAGE_SIZE, *limits[1:])}
     return [rows.get(run, 0) for run in runs]
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_would_fall_behind_does_not_wait() -> None:
     long, short = bare_run(0, list(range(1000))), bare_run(0, list(range(90)))
     assert rows_of([bare_run(300), long, short], 200) == [100, 10, 90]  # the older one would not get that far
     watched = bare_run(0, ids)
-    watched.watch = 1
+    watched.read_prompt = 1
     assert rows_of([bare_run(0, ids), watched], 512) == [60, 60]  # it needs every row itself
 
 
@@ -114,10 +114,10 @@ def computed_in_passes(prompts: list[list[int]], max_rows: int) -> list[list[int
             manager.adopt_prefix(run)
         passes.append([0] * len(runs))
         for chunk in schedule(waiting, max_rows, PAGE_SIZE):
-            manager.reserve(chunk.run, chunk.end)
-            chunk.run.computed = chunk.end
-            manager.publish(chunk.run)
-            passes[-1][runs.index(chunk.run)] = chunk.rows
+            manager.reserve(chunk.sequence, chunk.end)
+            chunk.sequence.computed = chunk.end
+            manager.publish(chunk.sequence)
+            passes[-1][runs.index(chunk.sequence)] = chunk.rows
     return passes
 
 
@@ -178,8 +178,8 @@ def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
         scheduler.arrive(run)
     scheduler.admit(lambda _: None)
     first, second, third = runs[:3]
-    scheduler.rest(runs[3])
-    scheduler.rest(runs[4])
+    scheduler.set_idle(runs[3])
+    scheduler.set_idle(runs[4])
     order = []
     while (victim := scheduler.victim(first)) is not None:
         victim.pages = []
@@ -230,9 +230,9 @@ class Hall:
 
     def turn(self) -> None:
         self.taken += 1
-        self.loop.turn()
+        self.loop.step()
         scheduler = self.loop.scheduler
-        held = {page for job in self.loop.requests.values() for page in job.run.pages}
+        held = {page for request in self.loop.requests.values() for page in request.sequence.pages}
         assert self.llm.engine.cache.pool.in_use == len(held)
         assert set(self.loop.requests) == {*scheduler.running, *scheduler.waiting, *scheduler.idle}
 
@@ -256,7 +256,7 @@ def same_stream(steps: list[Step], alone: list[Step]) -> bool:
 def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, int]:
     """Requests come, wait, are held, cancelled, preempted and chunked at random: (streams compared, preemptions)."""
     dice = random.Random(seed)
-    llm.engine.max_rows = dice.choice([7, 16, 64, 512])
+    llm.engine.max_batched_tokens = dice.choice([7, 16, 64, 512])
     tight = dice.random() < 0.5  # short prompts that grow together until somebody must give way
     hall = Hall(llm, mixed_rows=dice.choice([4, 16, 128]), running=8 if tight else dice.choice([1, 3, 8]))
     base = dice.choices(range(2, 384), k=60)
@@ -347,7 +347,7 @@ def alike_in_company(count: int, tokens: int, company_sizes: list[int]) -> None:
         for seed, ids in enumerate(sharing_prompts(llm, count))
     ]
     expected = [[step.token.id for step in alone.start(ids, params)] for ids, params in asked]
-    llm.engine.max_rows = 64
+    llm.engine.max_batched_tokens = 64
     for running in company_sizes:
         dice = random.Random(running)
         hall = Hall(llm, mixed_rows=running + 20, running=running)
@@ -404,8 +404,8 @@ def test_a_prompt_of_4000_tokens_never_stalls_a_stream_for_more_than_a_chunk(tmp
     assert took == -(-4000 // 125)
     assert max(rows) <= 128
     for fan in streams:
-        loop = [turn for turn, _ in fan.steps[0]]
-        assert loop[: took + 2] == list(range(loop[0], loop[0] + took + 2))  # a token in every turn
+        turns = [turn for turn, _ in fan.steps[0]]
+        assert turns[: took + 2] == list(range(turns[0], turns[0] + took + 2))  # a token in every turn
 
 
 def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -> None:

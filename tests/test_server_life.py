@@ -227,7 +227,7 @@ def is_marked(arguments: tuple[Any, ...]) -> bool:
     [
         ("byhand.text.tokenizer.Tokenizer.encode", True),
         ("byhand.llm.LLM.render_chat", False),
-        ("byhand.engine.engine.choose", True),
+        ("byhand.engine.sampler.choose", True),
         ("byhand.engine.text_state.TextState.push", True),
         ("byhand.server.chat.chat_step", False),
         ("byhand.server.sse.compact", False),

@@ -91,7 +91,7 @@ def test_a_submission_is_the_librarys_run(worker: Worker, llm: LLM) -> None:
 
 def test_reading_gives_every_position_once_in_order(worker: Worker, llm: LLM) -> None:
     ids = [5 + i % 300 for i in range(150)]
-    worker.call(lambda: setattr(worker.llm.engine, "max_rows", 40)).result()
+    worker.call(lambda: setattr(worker.llm.engine, "max_batched_tokens", 40)).result()
     assert worker._loop is not None
     worker._loop.scheduler._max_rows = 40
     ear = Ear()
@@ -254,8 +254,10 @@ def test_a_fault_anywhere_ends_one_run_alone(worker: Worker, place: str, monkeyp
 
         monkeypatch.setattr(engine, "commit", commit)
     elif place == "decode":
-        ending = engine._read_ending
-        monkeypatch.setattr(engine, "_read_ending", lambda run, t: 1 / 0 if marked in run.ids else ending(run, t))
+        ending = engine.output._read_ending
+        monkeypatch.setattr(
+            engine.output, "_read_ending", lambda run, t: 1 / 0 if marked in run.ids else ending(run, t)
+        )
     elif place == "forward":
         forward = engine.model.forward
 
@@ -266,22 +268,22 @@ def test_a_fault_anywhere_ends_one_run_alone(worker: Worker, place: str, monkeyp
 
         monkeypatch.setattr(engine.model, "forward", fail)
     elif place == "head":
-        over, head, chunks_now = engine.forward, engine._logits, [[]]
+        over, head, chunks_now = engine.forward, engine.runner.logits, [[]]
 
         def remember(chunks: Any, **options: Any) -> Any:
             chunks_now[0] = chunks
             return over(chunks, **options)
 
         def fail_late(hidden: Any) -> Any:
-            if any(marked in chunk.run.ids for chunk in chunks_now[0]):
+            if any(marked in chunk.sequence.ids for chunk in chunks_now[0]):
                 raise RuntimeError("inside")
             return head(hidden)
 
         monkeypatch.setattr(engine, "forward", remember)
-        monkeypatch.setattr(engine, "_logits", fail_late)
+        monkeypatch.setattr(engine.runner, "logits", fail_late)
     elif place == "logits":
-        choose = engine.choose
-        monkeypatch.setattr(engine, "choose", lambda run, *a: 1 / 0 if marked in run.ids else choose(run, *a))
+        choose = engine.sampler.choose
+        monkeypatch.setattr(engine.sampler, "choose", lambda run, *a: 1 / 0 if marked in run.ids else choose(run, *a))
     else:
         begin = engine.open
         monkeypatch.setattr(engine, "open", lambda ids, *a, **o: 1 / 0 if marked in ids else begin(ids, *a, **o))
@@ -453,7 +455,7 @@ def test_an_edit_that_finds_no_pages_is_taken_back(tiny_folder: Path, place: int
     before = (run.ids, run.text, run.prompt_length, [s.token.id for s in run.steps], run.finish_reason)
     llm.engine.release(run._sequence)
     blocker = llm.engine.open([9] * 50, SamplingParams(), seed=0)
-    llm.engine.prefill([blocker])
+    list(llm.engine.logit_blocks(blocker))  # it holds its pages, and no loop can take them
     with pytest.raises(OutOfPages):
         run.edit(place, 7)
     assert before == (run.ids, run.text, run.prompt_length, [s.token.id for s in run.steps], run.finish_reason)
@@ -471,7 +473,7 @@ def test_a_long_insert_among_streams_is_chunked_and_survives_preemption(tiny_fol
         time.sleep(0.005)
     streams = [submit(worker, [8 + i], SamplingParams(max_tokens=60, ignore_eos=True))[1] for i in range(4)]
     ids = [7 + i % 50 for i in range(150)]
-    steps = steered.change(lambda engine, run: operations.begin_insert(engine, run, ids)).result(20)
+    steps = steered.change(lambda engine, run: operations.insert(engine, run, ids)).result(20)
     assert [step.token.id for step in steps] == ids
     assert all(isinstance(ear.wait(), Finished) for ear in streams)
     score = worker.call(lambda: llm.score([5, 6, *ids])).result(20)

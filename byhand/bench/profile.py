@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,11 @@ PARTS = {
     "layer_norm": "norms",
     "embedding": "embedding",
 }
-# The engine's own work on a token, by the method that does it.
+# The engine's own work on a token, by its part and the part's method that does it.
 ENGINE = {
-    "forward": "model in Python",
-    "_logits": "head",
-    "_lines": "choice",
-    "choose": "choice",
-    "make_step": "record",
-    "_read_ending": "text",
+    "runner": {"forward": "model in Python", "logits": "head"},
+    "sampler": {"rows_of": "choice", "choose": "choice"},
+    "output": {"make_step": "record", "_read_ending": "text"},
 }
 
 
@@ -160,15 +158,24 @@ def _medians(tokens: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(token.get(name, 0.0) for token in tokens) for name in names}
 
 
+def _wrap_engine(stack: ExitStack, engine: Any, clock: Clock) -> None:
+    for part, labels in ENGINE.items():
+        label = partial(_label, labels)
+        stack.enter_context(wrapped(getattr(engine, part), list(labels), clock, label))
+
+
+def _label(labels: dict[str, str], name: str, *_: Any) -> str:
+    return labels[name]
+
+
 def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
     """Seconds per token of the whole step and of its parts (medians), and of a block's kernels called one by one."""
     clock = Clock()
     engine = llm.engine
     kernels: Any = llm.model.kernels
     plain = _medians(_tokens(llm, prompt, count, clock))["step"]
-    methods = [name for name in ENGINE if hasattr(engine, name)]
     with ExitStack() as stack:
-        stack.enter_context(wrapped(engine, methods, clock, lambda name, *_: ENGINE[name]))
+        _wrap_engine(stack, engine, clock)
         stack.enter_context(wrapped(kernels, ["blocks"], clock, lambda *_: "blocks"))
         step = _medians(_tokens(llm, prompt, count, clock))
     label = kernel_label(weight_names(llm.model))
@@ -177,7 +184,7 @@ def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
         if fused is not None:
             kernels.fuse = False
             stack.callback(setattr, kernels, "fuse", fused)
-        stack.enter_context(wrapped(engine, methods, clock, lambda name, *_: ENGINE[name]))
+        _wrap_engine(stack, engine, clock)
         stack.enter_context(wrapped(kernels, kernel_names(kernels), clock, label))
         split = _medians(_tokens(llm, prompt, count, clock))
     return {"context": len(prompt), "seconds": plain, "step": step, "split": split, **record_share(step)}

@@ -51,18 +51,18 @@ class KVCacheManager:
         sequence.computed += adopted
         return adopted
 
-    def reserve(self, sequence: PageHolder, end: int) -> None:
-        """Make the pages of tokens `computed` to `end` the run's own to write; OutOfPages leaves the list true."""
-        for index in range(sequence.computed // PAGE_SIZE, -(-end // PAGE_SIZE)):
-            if index == len(sequence.pages):
-                sequence.pages.append(self.pool.allocate())
-            else:
-                sequence.pages[index] = self._writable(sequence.pages[index])
+    def reserve(self, sequence: PageHolder, end: int) -> bool:
+        """Make the pages of tokens `computed` to `end` the sequence's own to write.
 
-    def try_reserve(self, sequence: PageHolder, end: int) -> bool:
-        """The same; without room the run holds what it held, and the answer is no."""
+        Without room for all of them it holds what it held, and the answer is no.
+        """
+        pages = sequence.pages
         try:
-            self.reserve(sequence, end)
+            for index in range(sequence.computed // PAGE_SIZE, -(-end // PAGE_SIZE)):
+                if index == len(pages):
+                    pages.append(self.pool.allocate())
+                else:
+                    pages[index] = self._writable(pages[index])
         except OutOfPages:
             self.truncate(sequence, sequence.computed)
             return False

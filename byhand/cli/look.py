@@ -86,6 +86,6 @@ def read(arguments: argparse.Namespace) -> int:
         from byhand.cli.views.reading import print_reading
         from byhand.cli.views.terminal import console_for
 
-        passes = -(-len(reading) // llm.engine.max_rows)
+        passes = -(-len(reading) // llm.engine.max_batched_tokens)
         print_reading(console_for(sys.stdout), reading, arguments.top or 1, passes)
     return 0

@@ -1,4 +1,4 @@
-"""Breakpoints: what a steered run looks out for, before a token is taken and after. No torch here."""
+"""Breakpoints: what an interactive request looks out for, before a token is taken and after. No torch here."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """A steered run stands still: `why` is what its breakpoint saw, or "prefilled", "count", "pause", "changed"."""
+    """It stands still: `why` is what its breakpoint saw, or "prefilled", "count", "pause", "changed", "parked"."""
 
     choice: int
     why: str

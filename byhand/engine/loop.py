@@ -1,12 +1,11 @@
-"""What happens between two passes and in one: jobs come, are computed, told of, and end. No thread and no torch here.
+"""The loop: what happens between two passes and in one. Requests come, are computed, told of, and end. No torch here.
 
-`Turns.turn` is the engine's whole life: let runs in, compute the chunks that the scheduler picks, take a token for
-each run whose list is computed, and tell everybody what happened.
+`EngineLoop.step` is the engine's whole life, for a script, a server and a live connection alike: let requests in,
+compute the chunks that the scheduler picks, take a token for each sequence whose list is computed, emit what happened.
 """
 
 from __future__ import annotations
 
-from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,19 @@ from byhand.engine.breakpoint import end_probability
 from byhand.engine.events import Event, Failed, Finished, Paused, Progress, Read, Stepped
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Meter
-from byhand.engine.request import Request, RequestHandle
+from byhand.engine.request import InteractiveRequest, Request, RequestHandle
 from byhand.engine.scheduler import MIXED_ROWS, Chunk, Scheduler
 from byhand.engine.sequence import Sequence, own_rows
 from byhand.errors import OutOfPages, TimeLimit, without_frames
 from byhand.types import FinishReason, Position, Step, Usage
 
 if TYPE_CHECKING:
-    from byhand.engine.engine import Engine, Told
+    from byhand.engine.engine import Engine, Output
     from byhand.sampling.params import SamplingParams
 
 
 class EngineLoop:
-    """The jobs of one engine."""
+    """The requests of one engine."""
 
     def __init__(self, engine: Engine, limits: Limits, *, mixed_rows: int = MIXED_ROWS) -> None:
         self.engine = engine
@@ -35,27 +34,27 @@ class EngineLoop:
         self.requests: dict[Sequence, Request] = {}
         self.pool = engine.cache.pool
         self.scheduler = Scheduler(
-            self.pool, max_running=limits.running, max_rows=engine.max_rows, mixed_rows=mixed_rows
+            self.pool, max_running=limits.running, max_rows=engine.max_batched_tokens, mixed_rows=mixed_rows
         )
 
-    # Jobs come and go.
+    # Requests come and go.
 
     def open(self, ids: list[int], params: SamplingParams, seed: int, read_prompt: int | None) -> Sequence:
-        """A run of checked ids; its pages come when it is let in."""
-        sequence = self.engine.open(ids, params, seed=seed, reuse=False)
+        """A sequence of checked ids, as long as the limits allow; its pages come when it is let in."""
+        sequence = self.engine.open(ids, params, seed=seed)
         sequence.read_prompt, sequence.max_length = read_prompt, self.longest()
-        self.engine.check_length(sequence)
+        self.engine.output.check_length(sequence)
         return sequence
 
     def longest(self) -> int:
-        """Tokens that one run may have: the context's, the limit's, and what fits into its pages."""
+        """Tokens that one sequence may have: the context's, the limit's, and what fits into its pages."""
         limits, page = self.limits, self.pool.page_size
         pages = min(self.pool.num_pages, limits.pages or self.pool.num_pages)
         context = self.engine.context.length
         return min(context, limits.total_tokens or context, pages * page)
 
     def add(self, request: Request) -> Request:
-        """Take a job in; it waits for its place."""
+        """Take a request in; it waits for its place, or rests where nothing is to be done for it."""
         self.requests[request.sequence] = request
         if request.is_active or not request.is_interactive:
             self.scheduler.arrive(request.sequence)
@@ -64,16 +63,16 @@ class EngineLoop:
         return request
 
     def requests_of(self, handle: RequestHandle) -> list[Request]:
-        """The jobs of a ticket that have not ended."""
+        """The choices of a handle that have not ended."""
         return [request for request in self.requests.values() if request.handle is handle]
 
     @property
     def has_work(self) -> bool:
-        """Whether a turn would do anything."""
+        """Whether a step would do anything."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def cancel(self, handle: RequestHandle, error: Exception | None = None) -> None:
-        """End whatever is open of a ticket: with "abort", or with an error."""
+        """End whatever is open of a request: with "abort", or with an error."""
         for request in self.requests_of(handle):
             if error is not None:
                 self.end(request, Failed(request.choice, error))
@@ -92,12 +91,12 @@ class EngineLoop:
             self.end(request, self.finished(request))
 
     def end(self, request: Request, event: Finished | Failed) -> None:
-        """The job's last event; its pages are free."""
+        """The request's last event; its pages are free."""
         if self.requests.pop(request.sequence, None) is None:
             return
         self.scheduler.leave(request.sequence)
         self.engine.release(request.sequence)
-        if request.done is not None and not request.done.done():
+        if isinstance(request, InteractiveRequest) and request.done is not None and not request.done.done():
             request.done.set_exception(event.error if isinstance(event, Failed) else RuntimeError("the run was closed"))
         self._close(request.handle, request.choice, event)
 
@@ -113,7 +112,7 @@ class EngineLoop:
         self.meter.finished[reason] += 1
 
     def emit(self, handle: RequestHandle, event: Event) -> None:
-        """Tell the listener; one that raises is told no more, and its runs end."""
+        """Tell the listener; one that raises is told no more, and its request ends."""
         try:
             handle.listener(event)
         except Exception:  # noqa: BLE001 (the listener's fault is its own alone)
@@ -122,28 +121,28 @@ class EngineLoop:
                 self.cancel(handle)
 
     def finished(self, request: Request) -> Finished:
-        """How a run that has ended did."""
+        """How a sequence that has ended did."""
         sequence = request.sequence
         assert sequence.finish_reason is not None
         usage = Usage(sequence.prompt_length, sequence.generated, sequence.cached)
         return Finished(request.choice, sequence.finish_reason, sequence.stop_reason, usage)
 
-    # The turn.
+    # The step.
 
     def step(self) -> None:
-        """One pass, at most one token for each run, and all that follows from it."""
+        """One pass, at most one token for each sequence, and all that follows from it."""
         started = perf_counter()
         self._expire(started)
         self._hold_back()
-        self._let_in()
+        self._admit()
         computed = self._compute()
         before = self.meter.generated_tokens
         for sequence in list(self.scheduler.running):
             if sequence in self.requests:
                 self._advance(self.requests[sequence])
-        own_rows(chunk.sequence.last_logits for chunk in computed)
-        prefilled = sum(chunk.rows for chunk in computed if chunk.rows > 1)
+        own_rows([chunk.sequence.last_logits for chunk in computed])
         if computed:
+            prefilled = sum([chunk.rows for chunk in computed if chunk.rows > 1])
             self.meter.passed(prefilled, self.meter.generated_tokens - before, perf_counter() - started)
 
     def _expire(self, now: float) -> None:
@@ -166,10 +165,16 @@ class EngineLoop:
             if request.is_held and not handle.held:
                 request.is_held = False
                 if request.is_interactive:
-                    request.deadline = perf_counter() + self.limits.seconds
+                    request.deadline = self.deadline()
                 self.scheduler.arrive(request.sequence)
 
-    def _let_in(self) -> None:
+    def deadline(self) -> float:
+        """Until when what begins now may be computed."""
+        return perf_counter() + self.limits.seconds
+
+    def _admit(self) -> None:
+        if not self.scheduler.waiting:
+            return
         for sequence in self.scheduler.admit(self.engine.adopt_prefix):
             request = self.requests[sequence]
             if not request.was_admitted:
@@ -178,23 +183,24 @@ class EngineLoop:
                 self.meter.prompt_tokens += sequence.prompt_length
 
     def _compute(self) -> list[Chunk]:
-        """Reserve and run one pass, and tell what its rows said."""
+        """Reserve and run one pass, and emit what its rows said."""
         planned = self.scheduler.plan(self.engine.align(self.scheduler.running))
         chunks = self.engine.reserve(planned, self.scheduler.victim)
         if planned and not chunks:
             self.fail(self.requests[planned[0].sequence], self.engine.manager.out_of_pages())
-        told: list[tuple[Sequence, Told]] = []
         if chunks:
-            self._compute_or_single_out(chunks, told)
-        for chunk in chunks:
-            self._tell_progress(chunk)
-        self._tell(told)
+            outputs: list[tuple[Sequence, Output]] = []
+            self._compute_or_single_out(chunks, outputs)
+            for chunk in chunks:
+                self._emit_progress(chunk)
+            if outputs:
+                self._emit_outputs(outputs)
         return chunks
 
-    def _compute_or_single_out(self, chunks: list[Chunk], told: list[tuple[Sequence, Told]]) -> None:
+    def _compute_or_single_out(self, chunks: list[Chunk], outputs: list[tuple[Sequence, Output]]) -> None:
         """When a pass fails as a whole, run its chunks one by one: only those that fail alone end."""
         try:
-            self.engine.compute(chunks, told)
+            self.engine.compute(chunks, outputs)
         except Exception as error:  # noqa: BLE001 (whatever it was, the engine lives on)
             for chunk in chunks:
                 self.engine.manager.truncate(chunk.sequence, chunk.start)
@@ -203,36 +209,40 @@ class EngineLoop:
                 return
             for chunk in chunks:
                 for again in self.engine.reserve([chunk], lambda _: None):
-                    self._compute_or_single_out([again], told)
+                    self._compute_or_single_out([again], outputs)
 
-    def _tell_progress(self, chunk: Chunk) -> None:
+    def _emit_progress(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        request = self.requests.get(sequence)
+        if sequence.generated or sequence not in self.requests:
+            return
+        request = self.requests[sequence]
         done = min(chunk.end, sequence.prompt_length)
-        if request is not None and done > request.shown and not sequence.generated:
-            self.meter.cached_tokens += sequence.cached if request.shown < 0 else 0
-            request.shown = done
+        if done > request.prompt_told:
+            self.meter.cached_tokens += sequence.cached if request.prompt_told < 0 else 0
+            request.prompt_told = done
             self.emit(request.handle, Progress(request.choice, done, sequence.prompt_length))
 
-    def _tell(self, told: list[tuple[Sequence, Told]]) -> None:
-        """Positions in one event for each run, and the Steps of what the user wrote."""
+    def _emit_outputs(self, outputs: list[tuple[Sequence, Output]]) -> None:
+        """Positions in one event for each sequence, and the Steps of what the user wrote."""
         read: dict[Sequence, list[Position]] = {}
-        for sequence, item in told:
+        for sequence, item in outputs:
             if isinstance(item, Position):
                 read.setdefault(sequence, []).append(item)
         for sequence, positions in read.items():
             if sequence in self.requests:
-                self.emit(self.requests[sequence].handle, Read(self.requests[sequence].choice, tuple(positions)))
-        for sequence, item in told:
+                request = self.requests[sequence]
+                self.emit(request.handle, Read(request.choice, tuple(positions)))
+        for sequence, item in outputs:
             if isinstance(item, Step) and sequence in self.requests:
-                self.show(self.requests[sequence], item)
+                self.emit_given(self.requests[sequence], item)
 
-    def show(self, request: Request, step: Step) -> None:
-        """Tell of a Step that an operation made."""
-        request.told.append(step)
+    def emit_given(self, request: Request, step: Step) -> None:
+        """Tell of the Step of an id of the user's, which an operation wrote."""
+        if isinstance(request, InteractiveRequest):
+            request.outputs.append(step)
         self.emit(request.handle, Stepped(request.choice, step))
 
-    # What a run does once its list is computed.
+    # What becomes of a request once its list is computed.
 
     def _advance(self, request: Request) -> None:
         sequence = request.sequence
@@ -240,15 +250,12 @@ class EngineLoop:
             if sequence.error is not None:
                 self.fail(request, without_frames(sequence.error))
             elif sequence.next_needed is None:
-                self._fork_followers(request)
-                if request.settling is not None:
-                    self._settled(request)
-                elif not sequence.is_finished and request.budget > 0:
+                if request.followers:
+                    self._fork_followers(request)
+                if request.wants_token:
                     self._take(request)
-                elif sequence.is_finished:
-                    self._finish(request)
                 else:
-                    self._stand_still(request)
+                    self._leave_it(request)
         except Exception as error:  # noqa: BLE001 (a chain, a grammar, a decoder: the fault of this run alone)
             self.fail(request, error)
 
@@ -258,64 +265,96 @@ class EngineLoop:
         for choice in range(1, request.followers + 1):
             twin = operations.fork(self.engine, request.sequence, choice=choice)
             twin.read_prompt = None
-            follower = Request(request.handle, choice, twin, deadline=request.deadline, was_admitted=True)
-            self.requests[twin] = follower
+            self.requests[twin] = Request(request.handle, choice, twin, deadline=request.deadline, was_admitted=True)
             self.scheduler.arrive(twin, beside=request.sequence)
         request.followers = 0
 
     def _take(self, request: Request) -> None:
         """One token more, unless a breakpoint says otherwise."""
         sequence, engine = request.sequence, self.engine
-        choice = engine.decide(sequence, request.forced)
-        if request.until is not None and request.forced is None and request.passed != len(sequence.ids):
+        started = perf_counter()
+        forced, breakpoint_ = request.asked()
+        choice = engine.decide(sequence, forced)
+        if breakpoint_ is not None and isinstance(request, InteractiveRequest):
             assert sequence.last_logits is not None
             ending = end_probability(sequence.last_logits.logits, engine.eos_ids | {*sequence.params.stop_ids}, choice)
-            why = request.until.before(choice, ending)
+            why = breakpoint_.before(choice, ending)
             if why is not None:
                 request.passed = len(sequence.ids)
                 self.pause(request, why)
                 return
-        step = engine.commit(sequence, choice=choice)
+        step = engine.commit(sequence, choice, started)
         self.meter.generated_tokens += 1
-        request.budget -= 1
-        request.forced = None
+        why = request.took(step)
         self.emit(request.handle, Stepped(request.choice, step))
         if sequence not in self.requests:  # the listener fell silent
             return
-        why = request.until.after(sequence.text, step) if request.until is not None else None
-        if sequence.is_finished:
+        if sequence.finish_reason is not None:
             self._finish(request)
-        elif why is not None or request.budget <= 0:
-            self.pause(request, why or "count")
+        elif why is not None and isinstance(request, InteractiveRequest):
+            self.pause(request, why)
+
+    def _leave_it(self, request: Request) -> None:
+        """It is computed, and no token is wanted."""
+        if isinstance(request, InteractiveRequest) and request.settling is not None:
+            self._settled(request)
+        elif request.sequence.is_finished:
+            self._finish(request)
+        elif isinstance(request, InteractiveRequest):
+            self.set_idle(request)
 
     def _finish(self, request: Request) -> None:
         event = self.finished(request)
-        if not request.is_interactive:
+        if isinstance(request, InteractiveRequest):
+            self.set_idle(request)
+            self._count(event)
+            self.emit(request.handle, event)
+        else:
             self.end(request, event)
-            return
-        self._stand_still(request)
-        self._count(event)
-        self.emit(request.handle, event)
-
-    def pause(self, request: Request, why: str) -> None:
-        """Let a steered run rest, and say why."""
-        self._stand_still(request)
-        self.emit(request.handle, Paused(request.choice, why))
-
-    def _stand_still(self, request: Request) -> None:
-        request.budget, request.until, request.forced, request.deadline, request.is_held = 0, None, None, None, False
-        self.scheduler.set_idle(request.sequence)
 
     def fail(self, request: Request, error: Exception) -> None:
-        """End a job with an error; a steered one rests, and an operation under way is taken back."""
-        if not request.is_interactive:
-            self.engine.fail(request.sequence, error)
-            if request.followers:
-                self.cancel(request.handle, error)
-            else:
-                self.end(request, Failed(request.choice, error))
+        """End a request with an error; an interactive one rests, and an operation under way is taken back."""
+        if isinstance(request, InteractiveRequest):
+            self._fail_interactive(request, error)
             return
-        self._stand_still(request)
+        self.engine.fail(request.sequence, error)
+        if request.followers:
+            self.cancel(request.handle, error)
+        else:
+            self.end(request, Failed(request.choice, error))
+
+    # Interactive requests.
+
+    def set_idle(self, request: InteractiveRequest) -> None:
+        """Let it rest, with its pages."""
+        request.stand_still()
+        self.scheduler.set_idle(request.sequence)
+
+    def pause(self, request: InteractiveRequest, why: str) -> None:
+        """Let it rest, and say why."""
+        self.set_idle(request)
+        self.emit(request.handle, Paused(request.choice, why))
+
+    def settle(self, request: InteractiveRequest, why: str) -> None:
+        """Compute it to its end, then let it rest."""
+        request.settle(why, self.deadline())
+        self.scheduler.arrive(request.sequence)
+
+    def _settled(self, request: InteractiveRequest) -> None:
+        why, done = request.settling, request.done
+        assert why is not None
+        request.settling = request.before = request.done = None
+        if done is not None:
+            request.passed = None  # where it paused before, it came by another way
+            self.set_idle(request)
+            done.set_result(request.outputs)
+        elif request.sequence.is_finished:
+            self._finish(request)
+        else:
+            self.pause(request, why)
+
+    def _fail_interactive(self, request: InteractiveRequest, error: Exception) -> None:
+        self.set_idle(request)
         before, done = request.before, request.done
         request.settling = request.before = request.done = None
         if before is None:
@@ -328,32 +367,10 @@ class EngineLoop:
             from byhand.engine import operations
 
             operations.restore(self.engine, request.sequence, before)
-            del request.history[-1:]
+            if request.history:
+                request.history.pop()
         if done is not None:
             done.set_exception(error)
-
-    def _settled(self, request: Request) -> None:
-        why, done = request.settling, request.done
-        assert why is not None
-        request.settling = request.before = request.done = None
-        if done is not None:
-            request.passed = None  # where it paused before, it came by another way
-            self._stand_still(request)
-            done.set_result(request.told)
-        elif request.sequence.is_finished:
-            self._finish(request)
-        else:
-            self.pause(request, why)
-
-    def settle(self, request: Request, why: str) -> None:
-        """Compute a steered run to its end, then let it rest."""
-        request.settling, request.deadline = why, perf_counter() + self.limits.seconds
-        self.scheduler.arrive(request.sequence)
-
-    def set_going(self, request: Request, budget: float = inf) -> None:
-        """Let a run take tokens."""
-        request.budget, request.deadline = budget, perf_counter() + self.limits.seconds
-        self.scheduler.arrive(request.sequence)
 
 
 def _deaf(_: Event) -> None:

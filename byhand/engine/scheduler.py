@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from byhand.cache.pages import PagePool
 from byhand.engine.sequence import Sequence
 
 # Rows of a pass that also serves runs in the middle of their streams: what one chunk may hold them up.
 MIXED_ROWS = 128
+# Tokens to come for which each sequence is to find room before one more is let in: the more, the fewer are preempted in
+# the middle and computed again, and the fewer run together (tests/test_one_loop.py counts both).
+LOOKAHEAD = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of one run for the next pass: tokens `start` to `end` of its list, not yet in the cache."""
+class Chunk(NamedTuple):
+    """A piece of one sequence for the next pass: `rows` tokens, `start` to `end` of its list, not yet in the cache."""
 
     sequence: Sequence
     start: int
     end: int
-
-    @property
-    def rows(self) -> int:
-        """Tokens in this chunk."""
-        return self.end - self.start
+    rows: int
 
 
 def phase(positions_computed: int) -> str:
@@ -63,9 +61,9 @@ def _fill(sequences: list[Sequence], max_rows: int, mixed_rows: int | None) -> l
             rows[sequence] = rows.get(sequence, 0) + more
             room -= more
     return [
-        Chunk(sequence, sequence.computed, sequence.computed + rows[sequence])
+        Chunk(sequence, sequence.computed, sequence.computed + count, count)
         for sequence in sequences
-        if rows.get(sequence)
+        if (count := rows.get(sequence, 0))
     ]
 
 
@@ -140,16 +138,16 @@ class Scheduler:
         return admitted
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether its whole list finds pages, beside what the running have still to get and one token more for each."""
+        """Whether its whole list finds pages beside what the running have still to get, and some tokens for each."""
         promised = sum(max(0, self._pages_missing(other)) for other in self.running)
         reclaimable = sum(len(other.pages) for other in self.idle)
         return promised + self._pages_missing(sequence) <= self._pool.available + reclaimable
 
     def _pages_missing(self, sequence: Sequence) -> int:
-        return -(-(len(sequence.ids) + 1) // self._pool.page_size) - len(sequence.pages)
+        return -(-(len(sequence.ids) + LOOKAHEAD) // self._pool.page_size) - len(sequence.pages)
 
     def plan(self, sequences: list[Sequence]) -> list[Chunk]:
-        """The chunks of the next pass over `runs`, those of the running that need one."""
+        """The chunks of the next pass over those of the running that need one."""
         return schedule(sequences, self._max_rows, self._pool.page_size, self._mixed_rows)
 
     def victim(self, sequence: Sequence) -> Sequence | None:

@@ -156,14 +156,21 @@ class Sequence:
         """True once a reason to end was found."""
         return self.finish_reason is not None
 
+    def keep(self, step: Step) -> None:
+        """Add a step, with the settings it was made under."""
+        self.steps.append(step)
+        self.step_params.append(self.params)
+        self.text += step.text
+
     @property
     def next_needed(self) -> int | None:
         """The first position whose logits are still wanted: to show, to judge an id of the user's, to choose from."""
         if self.read_prompt is not None and self.positions_read < self.prompt_length:
             return self.positions_read
-        if len(self.steps) < self.generated:
-            return self.prompt_length + len(self.steps) - 1
-        return None if self.last_logits is not None or self.is_finished else len(self.ids) - 1
+        told = self.prompt_length + len(self.steps)
+        if told < len(self.ids):
+            return told - 1
+        return None if self.last_logits is not None or self.finish_reason is not None else len(self.ids) - 1
 
     def snapshot(self) -> Snapshot:
         """The run as it is now."""

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["InteractiveHandle", "RequestHandle", "Stats", "Worker"]
 
 T = TypeVar("T")
-Message = Callable[[EngineLoop], None]
+Message = Callable[[EngineLoop], object]
 
 log = logging.getLogger(__name__)
 
 # While nothing can be computed, but somebody's time may run out, the thread looks at the clock this often.
 TICK = 0.2
-# Rows of logits kept for a steered run, in bytes and in number.
+# Rows of logits kept for an interactive request, in bytes and in number.
 RECENT_BYTES = 16 << 20
 RECENT_ROWS = 64
 
@@ -83,7 +83,7 @@ class Worker:
         """Queue `params.n` runs of one prompt; `listener` is told everything, on the worker's thread.
 
         read_prompt=k: with the best k predictions after every position of the prompt. What is wrong with the request is
-        raised here; every choice of a ticket that is given out ends with exactly one Finished or Failed.
+        raised here; every choice of a handle that is given out ends with exactly one Finished or Failed.
         """
         loop, ids = self._checked(ids, params, read_prompt)
         room = self.limits.running + self.limits.waiting
@@ -110,7 +110,7 @@ class Worker:
         read_prompt: int | None = None,
         prepare: Callable[[Engine, Sequence], None] | None = None,
     ) -> InteractiveHandle:
-        """A run that is steered: it is computed to its end, and rests.
+        """A request that is driven from outside: it is computed to its end, and rests.
 
         `prepare` is called with it on the worker's thread before anything is computed or told.
         """
@@ -242,7 +242,7 @@ class Worker:
     def _should_end(self, loop: EngineLoop) -> bool:
         if self._drain_deadline is None:
             return False
-        # A steered run whose reader went away stays where it is, also in the middle of its prompt: it holds nobody up.
+        # An interactive one whose reader went away stays where it is, in its prompt too, and holds nobody up.
         waited_for = (
             not request.is_interactive or (request.is_active and not request.handle.held)
             for request in loop.requests.values()

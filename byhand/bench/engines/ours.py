@@ -1,4 +1,4 @@
-"""byhand itself, through its public interface: LLM, Run.step and, for a batch, engine.step; sampling included."""
+"""byhand itself, through LLM and Run.step and, for a batch, the loop's own step; sampling included."""
 
 from __future__ import annotations
 
@@ -51,19 +51,32 @@ class Adapter:
         self.runs = [self.llm.open_run(ids, params, seed=0) for ids in prompts]
 
     def _steps(self, new: int) -> Tokens:
-        """Until every run has `new` tokens more; a stamp for each turn of the engine that gave tokens."""
+        """Until every run has `new` tokens more; a stamp for each step that gave tokens."""
         stamps: list[float] = []
         if len(self.runs) == 1:
             for _ in range(new):
                 self.runs[0].step()
                 stamps.append(perf_counter())
         else:
-            states = [run._sequence for run in self.runs]
-            wanted = [state.generated + new for state in states]
-            while any(state.generated < goal for state, goal in zip(states, wanted, strict=True)):
-                if any(self.llm.engine.step([state for state in states if not state.is_finished])):
-                    stamps.append(perf_counter())
+            self._together(new, stamps)
         return Tokens([run.ids[-new:] for run in self.runs], stamps)
+
+    def _together(self, new: int, stamps: list[float]) -> None:
+        """All runs in the same steps of the loop."""
+        for run in self.runs:
+            run._handle.go(new).result()
+        goal: int = sum(run._sequence.generated + new for run in self.runs)
+        given = goal - new * len(self.runs)
+
+        def is_over() -> bool:
+            nonlocal given
+            now: int = sum(run._sequence.generated for run in self.runs)
+            if now > given:
+                stamps.append(perf_counter())
+            given = now
+            return given >= goal
+
+        self.llm.driver.run(is_over)
 
     def _forget(self) -> None:
         """Let go of the last burst's pages, and of what they hold."""
@@ -78,7 +91,7 @@ class Adapter:
         self._start(prompts[:1] if shared else prompts, new)
         if shared:
             first = self.runs[0]
-            self.llm.engine.prefill([first._sequence])
+            first.prefill()
             self.runs += [first.fork(seed=number) for number in range(1, len(prompts))]
         return self._steps(new)
 

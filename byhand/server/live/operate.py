@@ -224,10 +224,9 @@ async def insert(session: Session, frame: Frame, handle: Handle) -> None:
         ids = llm.check_ids(fields["ids"], "ids")
 
     def operation(engine: Engine, run: Sequence) -> list[Step]:
-        from byhand.engine.operations import begin_insert, check_insert
+        from byhand.engine.operations import insert
 
-        check_insert(engine, run, ids)
-        return begin_insert(engine, run, ids)
+        return insert(engine, run, ids)
 
     await _change(session, frame, handle, operation)
 
@@ -238,10 +237,9 @@ async def edit(session: Session, frame: Frame, handle: Handle) -> None:
     position = frame.fields["position"]
 
     def operation(engine: Engine, run: Sequence) -> list[Step]:
-        from byhand.engine.operations import begin_edit, check_position
+        from byhand.engine.operations import edit
 
-        check_position(run, position)
-        return begin_edit(engine, run, position, token)
+        return edit(engine, run, position, token)
 
     await _change(session, frame, handle, operation)
 
@@ -252,8 +250,7 @@ async def rewind(session: Session, frame: Frame, handle: Handle) -> None:
     def operation(engine: Engine, run: Sequence) -> list[Step]:
         from byhand.engine.operations import rewind
 
-        rewind(engine, run, frame.fields.get("count", 1))
-        return []
+        return rewind(engine, run, frame.fields.get("count", 1))
 
     await _change(session, frame, handle, operation)
 
@@ -300,7 +297,7 @@ async def tree(session: Session, frame: Frame, handle: None) -> None:
     handles = [each for each in session.runs.values() if each.request is not None]
 
     def view() -> Json:
-        states = {each.name: state for each in handles if (state := each.interactive().state) is not None}
+        states = {each.name: state for each in handles if (state := each.interactive().sequence) is not None}
         return views.pages_view(session.worker.llm.engine, states)
 
     found = await _wait(session.worker.call(view))

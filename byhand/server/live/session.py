@@ -45,7 +45,7 @@ class Handle:
     standing: asyncio.Event = field(default_factory=asyncio.Event)  # it has come to rest for the first time
 
     def interactive(self) -> InteractiveHandle:
-        """Its ticket, once it was started."""
+        """The handle on its request, once it was started."""
         if self.request is None:
             raise FrameError("unknown_run", f"the run `{self.name}` could not be started", param="run")
         return self.request

@@ -1,0 +1,142 @@
+"""The loop in the caller's own thread, as a script drives its runs; a server has a thread for it (`worker.py`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from math import inf
+from typing import Any, TypeVar
+
+from byhand.engine import operations
+from byhand.engine.engine import Engine
+from byhand.engine.events import Event, Failed, Finished, Listener, Stepped
+from byhand.engine.interactive import InteractiveHandle
+from byhand.engine.limits import Limits
+from byhand.engine.loop import EngineLoop
+from byhand.engine.request import Request, RequestHandle
+from byhand.errors import ByhandError
+from byhand.sampling.params import SamplingParams
+from byhand.types import Completion, Step
+
+T = TypeVar("T")
+
+
+class InlineDriver:
+    """Carries a message out at once, and steps the loop while somebody waits for what it gives. Nothing is limited."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        rows = engine.max_batched_tokens
+        # Nobody reads along while a script waits: a prompt beside running sequences may fill its passes.
+        self.loop = EngineLoop(engine, Limits(running=rows, seconds=inf), mixed_rows=rows)
+        self.is_stepping = False
+
+    def post(self, message: Callable[[EngineLoop], object], done: Future[Any] | None = None) -> bool:
+        """Carry a message out; what it raises goes to `done`, if there is one."""
+        with self.engine.lock:
+            try:
+                message(self.loop)
+            except Exception as error:
+                if done is None:
+                    raise
+                done.set_exception(error)
+        return True
+
+    def ask(self, work: Callable[[EngineLoop], T]) -> Future[T]:
+        """The result of a function, in a future that is done."""
+        self.engine.collect()
+        done: Future[T] = Future()
+        self.post(lambda loop: done.set_result(work(loop)), done)
+        return done
+
+    def submit(self, ids: list[int], params: SamplingParams, seed: int, listener: Listener) -> RequestHandle:
+        """Queue `params.n` sequences of one prompt."""
+        with self.engine.lock:
+            sequence = self.engine.open(ids, params, seed=seed)
+            handle = RequestHandle(self, params.n, listener)
+            self.loop.meter.enter(params.n, sys.maxsize)
+            self.loop.add(Request(handle, 0, sequence, followers=params.n - 1))
+            return handle
+
+    def open(
+        self, ids: list[int], params: SamplingParams, *, seed: int, choice: int, listener: Listener
+    ) -> InteractiveHandle:
+        """A request that is driven by hand; nothing of it is computed yet, and it rests."""
+        with self.engine.lock:
+            sequence = self.engine.open(ids, params, seed=seed, choice=choice)
+            handle = InteractiveHandle(self, listener, undoes=False)
+            handle.begin(self.loop, sequence, None)
+            return handle
+
+    def take(self, handle: InteractiveHandle, force: int | None) -> None:
+        """One token of a request, the sampler's or `force`."""
+        with self.engine.lock:
+            handle.start(self.loop, 1, None, force)
+            self.run_to_rest(handle)
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Step the loop until something is over."""
+        while not is_over():
+            with self.engine.lock:
+                if self.is_stepping:
+                    raise ByhandError("a stage cannot take a step of a run while its own run's step waits for it")
+                self.is_stepping = True
+                try:
+                    self.engine.collect()
+                    self.loop.step()
+                finally:
+                    self.is_stepping = False
+
+    def run_to_rest(self, handle: InteractiveHandle) -> None:
+        """Step the loop until a request rests; whoever interrupts that finds it as it was after its last step."""
+        request = handle.request_in(self.loop)
+        try:
+            self.run(lambda: not request.is_active)
+        except BaseException:
+            with self.engine.lock:
+                self._take_back(handle)
+            raise
+
+    def _take_back(self, handle: InteractiveHandle) -> None:
+        request = handle.request_in(self.loop)
+        before = request.before
+        request.settling = request.before = request.done = None
+        self.loop.set_idle(request)
+        operations.drop_unfinished(self.engine, request.sequence)
+        if before is not None:
+            operations.restore(self.engine, request.sequence, before)
+
+
+class Collector:
+    """Listens to the choices of one prompt, and puts together what they gave."""
+
+    def __init__(self, prompt_ids: list[int], choices: int) -> None:
+        self._prompt_ids = prompt_ids
+        self._steps: list[list[Step]] = [[] for _ in range(choices)]
+        self._ends: dict[int, Finished] = {}
+        self.error: Exception | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Stepped(choice=choice, step=step):
+                self._steps[choice].append(step)
+            case Finished(choice=choice):
+                self._ends[choice] = event
+            case Failed(error=error):
+                self.error = self.error or error
+
+    def completions(self) -> list[Completion]:
+        """One for each choice, once all have finished."""
+        return [
+            Completion(
+                prompt_ids=list(self._prompt_ids),
+                ids=[step.token.id for step in steps],
+                text="".join([step.text for step in steps]),
+                finish_reason=self._ends[choice].finish_reason,
+                stop_reason=self._ends[choice].stop_reason,
+                steps=steps,
+                usage=self._ends[choice].usage,
+            )
+            for choice, steps in enumerate(self._steps)
+        ]
