@@ -124,19 +124,21 @@ def activation(name: str, kernels: Kernels) -> Callable[[Tensor], Tensor]:
 
 
 class Gated:
-    """act(gate(x)) · up(x), in one kernel where there is one for the curve."""
+    """act(gate(x)) · up(x): silu in the kernel that reads both, the other curves in one after it."""
 
     def __init__(self, name: str, gate: Linear, up: Linear) -> None:
         self.kernels = gate.kernels
         self.gate, self.up = gate, up
         self.both = Together(gate, up)
-        self.act = None if ACTIVATIONS[name] == "silu" else activation(name, self.kernels)
-        if self.act is None:
+        self.curve = ACTIVATIONS[name]
+        if self.curve == "silu":
             self.kernels.expect("gated", gate.weight, up.weight)
+        else:
+            self.kernels.expect(f"mul_{self.curve}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, in) → (N, out)."""
-        if self.act is None:
+        if self.curve == "silu":
             return self.kernels.gated(x, self.gate.weight, self.up.weight, self.gate.bias, self.up.bias)
         gate, up = self.both(x)
-        return self.act(gate) * up
+        return self.kernels.curve_mul(self.curve, gate, up)

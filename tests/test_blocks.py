@@ -66,14 +66,10 @@ def test_a_block_as_one_call_gives_the_same_bits(family: str, variant: str, tmp_
         assert torch.equal(ours, truth)
     assert not plain.recorded
     recorded = [block for block in fused.recorded.values() if block is not None]
-    # A gate with another curve than silu is multiplied by torch.
-    if CONFIGS[family, variant].get("hidden_act", "silu") == "silu":
-        assert len(recorded) == len(fused.recorded) > 0
-        [joined] = fused.joined.values()  # of one row, the last that was recorded
-        ones = [block for (_, _, rows), block in fused.recorded.items() if rows == 1 and block is not None]
-        assert joined.recording.names == [name for block in ones for name in block.recording.names]
-    else:
-        assert not fused.joined
+    assert len(recorded) == len(fused.recorded) > 0
+    [joined] = fused.joined.values()  # of one row, the last that was recorded
+    ones = [block for (_, _, rows), block in fused.recorded.items() if rows == 1 and block is not None]
+    assert joined.recording.names == [name for block in ones for name in block.recording.names]
 
 
 SPEC = [LayerSpec(1, 16)]

@@ -85,6 +85,9 @@ class Kernels(Protocol):
     def silu(self, x: Tensor) -> Tensor:
         """x times its sigmoid."""
 
+    def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
+        """A curve of gate, by its name, times up."""
+
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) times up."""
 

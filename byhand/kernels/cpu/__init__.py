@@ -303,10 +303,17 @@ class Cpu(Calls):
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) times up."""
+        return self._times("silu_mul", gate, up)
+
+    def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
+        """A curve of gate, by its name, times up."""
+        return self._times(f"curve_mul_{curve}", gate, up)
+
+    def _times(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
         count = gate.numel()
         gate, up, y = gate.contiguous(), up.contiguous(), self._empty(*gate.shape)
         self._read(gate, up)
-        self._run("silu_mul", self._threads_for(count), gate.data_ptr(), up.data_ptr(), y.data_ptr(), count)
+        self._run(name, self._threads_for(count), gate.data_ptr(), up.data_ptr(), y.data_ptr(), count)
         return y
 
     # Attention.

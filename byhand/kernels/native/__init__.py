@@ -124,8 +124,8 @@ def _chunks(name: str, products: str) -> list[Kernel]:
 
 
 def _curve(name: str) -> list[Kernel]:
-    scope = specialise([rows.curve], {"bend": vectors.CURVES[name]}, name)
-    return [Kernel(scope["curve"].py_func)]
+    scope = specialise([rows.curve, rows.curve_mul], {"bend": vectors.CURVES[name]}, name)
+    return [Kernel(scope["curve"].py_func), Kernel(scope["curve_mul"].py_func)]
 
 
 def _rest() -> list[Kernel]:
@@ -147,7 +147,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
         **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
         **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
-        **{f"curve_{name}": (_curve, name) for name in vectors.CURVES},
+        **{f"{kind}_{name}": (_curve, name) for kind in ("curve", "curve_mul") for name in vectors.CURVES},
         **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "survey"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
     }

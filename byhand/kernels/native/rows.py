@@ -1,6 +1,6 @@
 """The small kernels between the products: norms and the gate, a row at a time. Arguments as in products.py.
 
-`curve` is a template: `bend` is one of the curves of vectors.py.
+`curve` and `curve_mul` are templates: `bend` is one of the curves of vectors.py.
 """
 
 from __future__ import annotations
@@ -111,6 +111,20 @@ def curve(at, share):
     for place in range(whole, stop):
         # One number in all lanes: the same curve, and no second way to compute it.
         put(y + 4 * place, highest(bend(spread(one_float32(x + 4 * place)))))
+
+
+def curve_mul(at, share):
+    """y = bend(gate) · up, all (count,). Arguments: shares, gate, up, y, count."""
+    shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
+    y, count = argument(at, 3), argument(at, 4)
+    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+    whole = start + (stop - start) // LANES * LANES
+    for at_number in range(start, whole, LANES):
+        bent = bend(load_float32(gate + 4 * at_number))
+        store(y + 4 * at_number, bent * load_float32(up + 4 * at_number))
+    for at_number in range(whole, stop):
+        bent = bend(spread(one_float32(gate + 4 * at_number)))
+        put(y + 4 * at_number, highest(bent * spread(one_float32(up + 4 * at_number))))
 
 
 def silu_mul(at, share):
