@@ -436,7 +436,7 @@ def test_equal_prompts_at_the_same_moment_are_computed_once(tiny_folder: Path) -
     hall.turn()
     assert rows == [100]
     hall.turn()
-    assert rows[1] == 1 + 3 * 4 + 1  # the first one's next token; what no full page holds of the others
+    assert rows[1] == 3 + 3 * 4 + 1  # the next tokens of the first one's choices; what no full page holds of the others
     hall.finish()
     for fan in fans:
         assert [[step.token.id for _, step in fan.steps[number]] for number in range(3)] == expected

@@ -31,6 +31,7 @@ class EngineLoop:
         self.engine = engine
         self.limits = limits
         self.meter = Meter()
+        self._has_forked = False
         self.requests: dict[Sequence, Request] = {}
         self.pool = engine.cache.pool
         self.scheduler = Scheduler(
@@ -137,9 +138,10 @@ class EngineLoop:
         self._admit()
         computed = self._compute()
         before = self.meter.generated_tokens
-        for sequence in list(self.scheduler.running):
-            if sequence in self.requests:
-                self._advance(self.requests[sequence])
+        self._advance(list(self.scheduler.running))
+        if self._has_forked:  # so that all choices of a prompt take their first token in the step that has computed it
+            self._has_forked = False
+            self._advance(self._admit())
         own_rows([chunk.sequence.last_logits for chunk in computed])
         if computed:
             prefilled = sum([chunk.rows for chunk in computed if chunk.rows > 1])
@@ -172,15 +174,15 @@ class EngineLoop:
         """Until when what begins now may be computed."""
         return perf_counter() + self.limits.seconds
 
-    def _admit(self) -> None:
-        if not self.scheduler.waiting:
-            return
-        for sequence in self.scheduler.admit(self.engine.adopt_prefix):
+    def _admit(self) -> list[Sequence]:
+        admitted = self.scheduler.admit(self.engine.adopt_prefix) if self.scheduler.waiting else []
+        for sequence in admitted:
             request = self.requests[sequence]
             if not request.was_admitted:
                 request.was_admitted = True
                 sequence.cached = min(sequence.computed, sequence.prompt_length)
                 self.meter.prompt_tokens += sequence.prompt_length
+        return admitted
 
     def _compute(self) -> list[Chunk]:
         """Reserve and run one pass, and emit what its rows said."""
@@ -244,7 +246,12 @@ class EngineLoop:
 
     # What becomes of a request once its list is computed.
 
-    def _advance(self, request: Request) -> None:
+    def _advance(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence in self.requests:
+                self._advance_one(self.requests[sequence])
+
+    def _advance_one(self, request: Request) -> None:
         sequence = request.sequence
         try:
             if sequence.error is not None:
@@ -267,7 +274,7 @@ class EngineLoop:
             twin.read_prompt = None
             self.requests[twin] = Request(request.handle, choice, twin, deadline=request.deadline, was_admitted=True)
             self.scheduler.arrive(twin, beside=request.sequence)
-        request.followers = 0
+        request.followers, self._has_forked = 0, True
 
     def _take(self, request: Request) -> None:
         """One token more, unless a breakpoint says otherwise."""

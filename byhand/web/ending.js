@@ -59,8 +59,8 @@ export class Ending {
     const said = `${now.isBound ? 'at most ' : ''}${percent(now.share)}`;
     const bounds = points.filter((point) => point.isBound).length;
     return el('div', { class: 'ending' }, why, plot(points, `probability of the end, step by step; at the last step ${said}`),
-      el('p', { class: 'figures' }, el('span', {}, 'the end’s probability before the last token: ', el('b', { text: said, title: String(now.share) })), made(now.isBound ? 'approximate' : 'measured', 'engine/until.py', 'end_probability')),
-      bounds ? el('p', { class: 'figures' }, el('span', { text: `Pale: in ${bounds} of ${points.length} steps it was not among the best that are kept, so only a bound is known.` }), made('approximate', 'engine/until.py', 'end_probability')) : '');
+      el('p', { class: 'figures' }, el('span', {}, 'the end’s probability before the last token: ', el('b', { text: said, title: String(now.share) })), made(now.isBound ? 'approximate' : 'measured', 'engine/breakpoint.py', 'end_probability')),
+      bounds ? el('p', { class: 'figures' }, el('span', { text: `Pale: in ${bounds} of ${points.length} steps it was not among the best that are kept, so only a bound is known.` }), made('approximate', 'engine/breakpoint.py', 'end_probability')) : '');
   }
 }
 

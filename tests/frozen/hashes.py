@@ -86,7 +86,7 @@ def case(llm: LLM) -> dict[str, Any]:
     size = llm.vocab_size
     prompts = [[(7 * i * i + 3 * i + seed) % (size - 3) + 3 for i in range(n)] for seed, n in enumerate((1, 17, 70))]
     together = llm.generate(prompts, GREEDY)
-    sampled = llm.generate(prompts[:2], SAMPLED)
+    sampled = [each for prompt in prompts[:2] for each in llm.generate(prompt, SAMPLED)]
     run = llm.start(prompts[1], GREEDY.replace(max_tokens=60))
     for _ in range(4):
         run.step()
