@@ -14,9 +14,10 @@ from time import perf_counter
 
 import torch
 
+from byhand.formats import Weight, quantized_formats
 from byhand.kernels import cpu
-from byhand.quantize import QUANTIZED, quantize
-from byhand.weights import DTYPES, Weight
+from byhand.quantize import quantize
+from byhand.weights import DTYPES
 
 ROWS = (8, 16, 24, 32, 40, 48, 64, 96, 128)
 PAIRS = 15
@@ -45,7 +46,7 @@ def ratio(kernels: cpu.Cpu, rows: int, weights: list[Weight]) -> float:
 def copies(form: str, out: int, inner: int) -> list[Weight]:
     """Weights in a format, more than the caches hold."""
     plain = Weight.of(torch.randn(out, inner))
-    one = quantize(plain, form) if form in QUANTIZED else Weight.of(plain.tensors[0].to(DTYPES[form]))
+    one = quantize(plain, form) if form in quantized_formats() else Weight.of(plain.tensors[0].to(DTYPES[form]))
     count = max(2, HELD_BYTES // sum(tensor.nbytes for tensor in one.tensors))
     return [replace(one, tensors=tuple(tensor.clone() for tensor in one.tensors)) for _ in range(count)]
 
@@ -55,7 +56,7 @@ def main() -> None:
     out, inner = (int(number) for number in sys.argv[1:3]) if len(sys.argv) > 2 else (2048, 2048)
     print(f"({out}, {inner}), {torch.get_num_threads()} threads; time of the way for many rows / for few")
     print("format    way       " + "".join(f"{rows:>7}" for rows in ROWS))
-    for form in (*DTYPES, *QUANTIZED):
+    for form in (*DTYPES, *quantized_formats()):
         weights = copies(form, out, inner)
         for way in ("exact", "rounded"):
             if way == "exact" or form == "bfloat16":

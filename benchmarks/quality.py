@@ -22,11 +22,12 @@ import torch
 
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.checkpoint import Checkpoint, open_checkpoint
+from byhand.formats import Weight
 from byhand.kernels import backend, reference
 from byhand.models import Model, architecture_of, read_config
 from byhand.quantize import quantize
 from byhand.text import Tokenizer
-from byhand.weights import Weight, Weights
+from byhand.weights import Weights
 from training.data import clean, is_held_out, load_corpora, read_corpus
 
 Shrink = Callable[[Weight], Weight]
@@ -81,7 +82,7 @@ def tried(function: Callable[[torch.Tensor], torch.Tensor], group: int | None) -
     """A form of ours to be: `group` numbers share a scale, or a whole row where it is None."""
 
     def shrink(weight: Weight) -> Weight:
-        numbers = reference.ROWS[weight.format](weight, slice(None))
+        numbers = reference.rows_of(weight, slice(None))
         size = group or numbers.shape[1]
         padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % size))
         found = function(padded.view(len(padded), -1, size)).flatten(1)[:, : numbers.shape[1]]

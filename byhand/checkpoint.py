@@ -12,6 +12,8 @@ from typing import Any
 
 from byhand.config import ConfigFields
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
+from byhand.formats import quantized_formats
+from byhand.formats.grouped import GROUP
 from byhand.lookalikes import (
     ADAPTER,
     adapter_note,
@@ -26,9 +28,7 @@ from byhand.lookalikes import (
 EMBEDDED = "byhand-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
-# What byhand's own quantised folders hold (docs/quantisation.md): forms, numbers that share a scale, how it is said.
-QUANTIZED = ("int8", "int4")
-GROUP = 32
+# How byhand's own quantised folders say what they hold (docs/quantisation.md).
 QUANTIZATION_VERSION = 1
 
 PICKLE_NOTE = "pytorch_model.bin is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
@@ -87,7 +87,7 @@ class Checkpoint:
             )
         section.integer("version", low=QUANTIZATION_VERSION, high=QUANTIZATION_VERSION)
         section.integer("group_size", low=GROUP, high=GROUP)
-        return section.choice("format", ..., QUANTIZED)
+        return section.choice("format", ..., quantized_formats())
 
     @property
     def weight_bytes(self) -> int:

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from byhand.checkpoint import GROUP, QUANTIZATION_VERSION, Checkpoint, open_checkpoint
+from byhand.checkpoint import QUANTIZATION_VERSION, Checkpoint, open_checkpoint
 from byhand.errors import BadRequest, BadWeights
+from byhand.formats import Weight, check_quantized, formats
 from byhand.hub import DESCRIPTION
 from byhand.kernels import backend
 from byhand.models import architecture_of, read_config
-from byhand.quantize import check_form, quantize_blocks
+from byhand.quantize import quantize_blocks
 from byhand.shards import Planned, check_new, new_folder, write_shards
-from byhand.weights import DTYPES, StoredTensor, Weight, Weights, parts_of
+from byhand.weights import DTYPES, StoredTensor, Weights
 
 # Numbers that are converted at once.
 BLOCK = 2**20
@@ -78,12 +79,12 @@ def _plan(tensors: dict[str, StoredTensor], dtype: torch.dtype | None = None) ->
 
 def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]:
     """The codes, which are made and written block by block, and the scales, which come of that and are written next."""
-    parts = parts_of(form, weight.shape)
+    parts = formats()[form].parts(weight.shape)
     kept: list[torch.Tensor] = []
 
     def codes() -> Iterator[torch.Tensor]:
         # Laid out at once: many small pieces that stay, among large ones that go, would leave the heap in splinters.
-        scales, row = torch.empty(parts[1].shape, dtype=parts[1].dtype), 0
+        scales, row = torch.empty(parts[1].shape, dtype=getattr(torch, parts[1].dtype)), 0
         kept.append(scales)
         try:
             for some_codes, some_scales in quantize_blocks(weight, form):
@@ -98,7 +99,8 @@ def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]
 
     made: tuple[Callable[[], Iterator[torch.Tensor]], ...] = (codes, kept_scales)
     first, second = (
-        Planned(name + part.suffix, part.dtype, part.shape, pieces) for part, pieces in zip(parts, made, strict=True)
+        Planned(name + part.suffix, getattr(torch, part.dtype), part.shape, pieces)
+        for part, pieces in zip(parts, made, strict=True)
     )
     return first, second
 
@@ -147,7 +149,7 @@ def quantize_checkpoint(source: str | Path | None, target: Path, form: str, revi
     Every matrix that a product reads is quantised, the embedding and the head too, tied or not. Norms, biases and
     tables of positions stay as they are stored.
     """
-    check_form(form, "form")
+    format_ = check_quantized(form, "form")
     check_new(target)
     checkpoint = _open_float(source, revision)
     weights = _read_strictly(checkpoint)
@@ -159,7 +161,7 @@ def quantize_checkpoint(source: str | Path | None, target: Path, form: str, revi
         "quant_method": "byhand",
         "version": QUANTIZATION_VERSION,
         "format": form,
-        "group_size": GROUP,
+        "group_size": format_.group,
         "source": str(checkpoint.identity),
         "parameters": sum(stored.read().numel() for stored in needed.values()),
     }

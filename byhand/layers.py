@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from byhand.formats import Weight
 from byhand.kernels import Kernels
-from byhand.weights import Weight, Weights
+from byhand.weights import Weights
 
 
 class Linear:

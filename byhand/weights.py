@@ -14,64 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from byhand.checkpoint import GROUP, Checkpoint, read_header
+from byhand.checkpoint import Checkpoint, read_header
 from byhand.errors import BadRequest, BadWeights
+from byhand.formats import Weight, float_formats, formats
 from byhand.lookalikes import unwrapped
 
-FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-DTYPES = {name: dtype for dtype, name in FORMATS.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A matrix of (out, in) as it is stored: `format` says how `tensors` are to be read.
-
-    float32, bfloat16, float16: one tensor of that dtype and shape, which may be a transposed view.
-    int8, int4: codes, and the scales of their groups (quantize.py).
-    """
-
-    format: str
-    tensors: tuple[torch.Tensor, ...]
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Weight:
-        """Wrap a plain (out, in) tensor of a float dtype."""
-        out_features, in_features = tensor.shape
-        return cls(FORMATS[tensor.dtype], (tensor,), (out_features, in_features))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-        return self.tensors[0].device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a pass reads to use it once."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One tensor of a quantised matrix, as it lies in memory and in a file: the matrix's name goes on with `suffix`."""
-
-    suffix: str
-    dtype: torch.dtype
-    shape: tuple[int, int]
-
-
-def parts_of(form: str, shape: tuple[int, int]) -> tuple[Part, Part]:
-    """The codes and the scales of a matrix (out, in); a row that is no whole number of groups is filled up."""
-    out_features, groups = shape[0], -(-shape[1] // GROUP)
-    if form == "int8":
-        return (
-            Part(".codes", torch.int8, (out_features, groups * GROUP)),
-            Part(".scales", torch.bfloat16, (out_features, groups)),
-        )
-    return (
-        Part(".codes", torch.uint8, (out_features, groups * GROUP // 2)),
-        Part(".scales", torch.bfloat16, (out_features, groups * 2)),
-    )
+# The float formats by torch's dtypes, and the other way round.
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in float_formats()}
+FORMATS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +261,9 @@ class Weights:
         """The tensors of one matrix by their whole names."""
         if self._book.quantized is None:
             return {self.name(name): self._map(name, shape, FORMATS)}
-        parts = parts_of(self._book.quantized, shape)
         return {
-            self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (part.dtype,)) for part in parts
+            self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (getattr(torch, part.dtype),))
+            for part in formats()[self._book.quantized].parts(shape)
         }
 
     def vector(self, name: str, size: int) -> torch.Tensor:

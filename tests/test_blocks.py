@@ -13,15 +13,16 @@ import torch
 
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.checkpoint import open_checkpoint
+from byhand.formats import Weight, quantized_formats
 from byhand.kernels import reference
 from byhand.kernels.cpu import MANY_ROWS, Cpu
 from byhand.kernels.cpu.places import Spare
 from byhand.kernels.cpu.recording import Arena
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.models import Model, build
-from byhand.quantize import QUANTIZED, quantize
+from byhand.quantize import quantize
 from byhand.sampling.look import survey
-from byhand.weights import DTYPES, Weight
+from byhand.weights import DTYPES
 from tests.checkpoints import CONFIGS, tiny
 
 
@@ -270,35 +271,35 @@ def test_rows_surveyed_together_give_the_bits_of_each_alone() -> None:
         assert found == alone
 
 
-@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("form", [*DTYPES, *quantized_formats()])
 @pytest.mark.parametrize("inner", [37, 64, 96])
 def test_rows_of_a_table(form: str, inner: int) -> None:
     matrix = torch.randn(50, inner, generator=torch.Generator().manual_seed(inner))
-    weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+    weight = quantize(Weight.of(matrix), form) if form in quantized_formats() else Weight.of(matrix.to(DTYPES[form]))
     ids = torch.tensor([3, 49, 0, 3])
     torch.testing.assert_close(Cpu().embedding(ids, weight), reference.embedding(ids, weight), rtol=1e-6, atol=1e-7)
     with pytest.raises(IndexError):
         Cpu().embedding(torch.tensor([50]), weight)
 
 
-@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("form", [*DTYPES, *quantized_formats()])
 @pytest.mark.parametrize("rows", [5, 9])
 def test_long_rows_of_weights_are_gone_through_in_pieces(form: str, rows: int) -> None:
     matrix = torch.randn(30, 2336, generator=torch.Generator().manual_seed(rows))
-    weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+    weight = quantize(Weight.of(matrix), form) if form in quantized_formats() else Weight.of(matrix.to(DTYPES[form]))
     x = torch.randn(rows, 2336)
-    truth = x.double() @ reference.ROWS[form](weight, slice(0, 30)).double().T
+    truth = x.double() @ reference.rows_of(weight, slice(0, 30)).double().T
     assert (Cpu().linear(x, weight) - truth).abs().max() <= 2e-6 * truth.abs().max()
 
 
-@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("form", [*DTYPES, *quantized_formats()])
 @pytest.mark.parametrize("rows", [MANY_ROWS, MANY_ROWS + 13])
 @pytest.mark.parametrize(("out", "inner"), [(30, 64), (37, 37), (200, 1030), (37, 64), (200, 1088)])
 def test_many_rows_turn_the_weights_that_are_whole_pieces(form: str, rows: int, out: int, inner: int) -> None:
     matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(rows))
-    weight = quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+    weight = quantize(Weight.of(matrix), form) if form in quantized_formats() else Weight.of(matrix.to(DTYPES[form]))
     x, bias, residual = torch.randn(rows, inner), torch.randn(out), torch.randn(rows, out)
-    truth = x.double() @ reference.ROWS[form](weight, slice(0, out)).double().T + bias + residual
+    truth = x.double() @ reference.rows_of(weight, slice(0, out)).double().T + bias + residual
     assert (Cpu().linear(x, weight, bias, residual) - truth).abs().max() <= 2e-6 * truth.abs().max()
 
 
@@ -318,19 +319,19 @@ def test_fast_rounds_the_activations_of_a_few_rows_and_sums_in_float32(rows: int
     assert (found - truth).abs().max() <= 4e-6 * truth.abs().max()
 
 
-@pytest.mark.parametrize("form", [*DTYPES, *QUANTIZED])
+@pytest.mark.parametrize("form", [*DTYPES, *quantized_formats()])
 @pytest.mark.parametrize("rows", [MANY_ROWS, MANY_ROWS + 13, 525])
 @pytest.mark.parametrize(("out", "inner"), [(32, 64), (37, 1088)])
 def test_fast_rounds_many_rows_and_the_weights_and_sums_in_float32(form: str, rows: int, out: int, inner: int) -> None:
     def made(seed: int) -> Weight:
         matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(seed)) / 8
-        return quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.to(DTYPES[form]))
+        return quantize(Weight.of(matrix), form) if form in quantized_formats() else Weight.of(matrix.to(DTYPES[form]))
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
         return x.bfloat16().double() if HAS_PAIR_SUMS and form != "float32" else x.double()
 
     def product(weight: Weight, bias: torch.Tensor) -> torch.Tensor:
-        return rounded(x) @ rounded(reference.ROWS[form](weight, slice(0, out))).T + bias
+        return rounded(x) @ rounded(reference.rows_of(weight, slice(0, out))).T + bias
 
     gate, up = map(made, (1, 2))
     x, bias, other, residual = torch.randn(rows, inner), torch.randn(out), torch.randn(out), torch.randn(rows, out)
@@ -369,11 +370,11 @@ def test_rows_that_are_too_many_for_the_third_cache_take_turns(
     assert len([name for name in calls if name.startswith("linear_many")]) == 2 * passes
 
 
-@pytest.mark.parametrize("form", ["bfloat16", *QUANTIZED])
+@pytest.mark.parametrize("form", ["bfloat16", *quantized_formats()])
 def test_fast_stays_near(form: str) -> None:
     def made(seed: int) -> Weight:
         matrix = torch.randn(48, 64, generator=torch.Generator().manual_seed(seed)) / 8
-        return quantize(Weight.of(matrix), form) if form in QUANTIZED else Weight.of(matrix.bfloat16())
+        return quantize(Weight.of(matrix), form) if form in quantized_formats() else Weight.of(matrix.bfloat16())
 
     x, (gate, up) = torch.randn(70, 64), map(made, (1, 2))
     truth = reference.gated(x, gate, up)

@@ -17,12 +17,12 @@ import torch
 from byhand.checkpoint import open_checkpoint
 from byhand.collector import without_collector
 from byhand.errors import BadRequest
+from byhand.formats import quantized_formats
 from byhand.kernels import open_kernels
 from byhand.kernels.cpu import Cpu, calls
 from byhand.kernels.native import FORMATS, compiled, rows
 from byhand.kernels.native.compiled import Kernel
 from byhand.models import build
-from byhand.quantize import QUANTIZED
 from tests.alone import python
 from tests.checkpoints import CONFIGS, greedy, make_checkpoint, random_prompt
 
@@ -75,7 +75,7 @@ USE = """
 import torch
 from byhand.kernels.cpu import Cpu, calls
 from byhand.kernels import native
-from byhand.weights import Weight
+from byhand.formats import Weight, quantized_formats
 kernels = Cpu(threads=2)
 out = kernels.rms_norm(torch.ones(2, 20), torch.ones(20), 0.0)
 assert torch.allclose(out, torch.ones(2, 20)), out
@@ -171,7 +171,7 @@ LATER = """
 import sys, time
 import numba, torch
 from byhand.kernels.cpu.expected import usual
-from byhand.weights import Weight
+from byhand.formats import Weight
 weight = Weight.of(torch.zeros(64, 64).bfloat16())
 started = time.process_time()
 from byhand.collector import without_collector
@@ -224,7 +224,7 @@ def test_what_is_prepared_is_what_a_first_run_calls(
     ran: list[str] = []
     monkeypatch.setattr(Cpu, "_place_of", lambda self, name: ran.append(name) or calls.Calls._place_of(self, name))
     checkpoint = open_checkpoint(make_checkpoint(tmp_path, config))
-    quantized, dtype = (form, "auto") if form in QUANTIZED else (None, form)
+    quantized, dtype = (form, "auto") if form in quantized_formats() else (None, form)
     model = build(checkpoint, kernels := Cpu(prefill=prefill), dtype, quantize=quantized)
     for cached in (torch.float32, torch.bfloat16):
         kernels._ready.clear()
@@ -266,7 +266,7 @@ THREADS = """
 import threading, torch
 from byhand.kernels.cpu import Cpu
 import byhand.kernels.cpu.calls as page
-from byhand.weights import Weight
+from byhand.formats import Weight
 page.SMALL = 0
 weight, x = Weight.of(torch.randn(512, 256)), torch.randn(1, 256)
 wrong = []

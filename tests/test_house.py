@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
 BASE = {"types", "errors", "html", "reprs", "collector", "user_cache", "notes"}
-DATA = BASE | {"config", "checkpoint", "lookalikes", "context"}
+DATA = BASE | {"formats", "config", "checkpoint", "lookalikes", "context"}
 ROOMS: dict[str, set[str]] = {
     "html": {"types"},
     "reprs": {"types"},
@@ -35,10 +35,11 @@ ROOMS: dict[str, set[str]] = {
     "config": BASE,
     "context": BASE | {"config"},
     "cache": BASE,
+    "formats": BASE,
     "hub": BASE | {"lookalikes"},
     "lookalikes": BASE,
-    "checkpoint": BASE | {"config", "hub", "lookalikes"},
-    "quantize": BASE | {"checkpoint", "weights"},
+    "checkpoint": BASE | {"config", "formats", "hub", "lookalikes"},
+    "quantize": BASE | {"formats"},
     "shards": BASE,
     "weights": DATA,
     "convert": DATA | {"hub", "weights", "models", "kernels", "quantize", "shards"},
@@ -56,7 +57,9 @@ ROOMS: dict[str, set[str]] = {
     "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
-    "bench": BASE | {"checkpoint", "children", "convert", "kernels", "cache", "layers", "llm", "sampling", "weights"},
+    "bench": BASE
+    | {"formats"}
+    | {"checkpoint", "children", "convert", "kernels", "cache", "layers", "llm", "sampling", "weights"},
     "server": BASE | {"bench", "engine", "jsonable", "llm", "record", "run", "sampling", "text", "web"},
     "web": set(),
     "cli": {
@@ -64,6 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "bench",
         "checkpoint",
         "convert",
+        "formats",
         "hub",
         "jsonable",
         "llm",
@@ -82,6 +86,7 @@ ROOMS: dict[str, set[str]] = {
 TORCH_FREE = ("types", "errors", "html", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
 TORCH_FREE += (
     "server",
+    "formats",
     "web",
     "children",
     "collector",

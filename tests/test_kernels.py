@@ -10,14 +10,15 @@ import torch
 
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.errors import BadRequest
+from byhand.formats import Weight, quantized_formats
 from byhand.kernels import Kernels, backend, backends, reference
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.quantize import QUANTIZED, quantize
-from byhand.weights import DTYPES, Weight
+from byhand.quantize import quantize
+from byhand.weights import DTYPES
 
 EACH_BACKEND = pytest.mark.parametrize("kernels", [backend(name) for name in backends()], ids=backends())
-FORMATS = (*DTYPES, *QUANTIZED)
+FORMATS = (*DTYPES, *quantized_formats())
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 10
 
 
@@ -53,13 +54,13 @@ def test_linear(kernels: Kernels, dtype: str, rows: int, transposed: bool, monke
 
 def test_linear_never_upcasts_a_whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    rows = reference.ROWS["bfloat16"]
+    rows = reference.rows_of
 
     def record(weight: Weight, which: slice) -> torch.Tensor:
         seen.append(rows(weight, which))
         return seen[-1]
 
-    monkeypatch.setitem(reference.ROWS, "bfloat16", record)
+    monkeypatch.setattr(reference, "rows_of", record)
     monkeypatch.setattr(reference, "BLOCK", 1000)
     reference.linear(torch.randn(1, 64), Weight.of(torch.randn(512, 64).bfloat16()))
     assert sum(len(block) for block in seen) == 512
@@ -69,7 +70,7 @@ def test_linear_never_upcasts_a_whole_head(monkeypatch: pytest.MonkeyPatch) -> N
 def make_weight(form: str, out: int, inner: int, *, transposed: bool = False, seed: int = 0) -> Weight:
     """A random weight of any format."""
     matrix = torch.randn(out, inner, generator=torch.Generator().manual_seed(seed))
-    if form in QUANTIZED:
+    if form in quantized_formats():
         return quantize(Weight.of(matrix), form)
     matrix = matrix.to(DTYPES[form])
     return Weight.of(matrix.T.contiguous().T if transposed else matrix)

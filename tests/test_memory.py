@@ -18,8 +18,8 @@ import torch
 from byhand.bench import checkpoints
 from byhand.bench.shapes import SHAPES, tensors_of
 from byhand.cache.kv_cache import KVCache, LayerSpec
+from byhand.formats import formats
 from byhand.shards import Planned, write_shards
-from byhand.weights import parts_of
 from tests.conftest import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's /proc")
@@ -129,8 +129,8 @@ class Made:
 
     def weight_bytes(self, form: str) -> int:
         """All matrices in a form."""
-        parts = (part for shape in self.matrices for part in parts_of(form, (shape[0], shape[1])))
-        return sum(part.shape[0] * part.shape[1] * part.dtype.itemsize for part in parts)
+        parts = (part for shape in self.matrices for part in formats()[form].parts((shape[0], shape[1])))
+        return sum(part.shape[0] * part.shape[1] * getattr(torch, part.dtype).itemsize for part in parts)
 
     def cache_bytes(self, tokens: int) -> int:
         """So many tokens in float32, in whole pages, and the angles that are kept of their positions."""

@@ -48,17 +48,18 @@ def test_the_kernels_tests_hold_with_avx2_only(files: list[str], fewest: int) ->
 PRODUCTS = """
 import torch
 from byhand.kernels.cpu import Cpu
-from byhand.quantize import QUANTIZED, quantize
+from byhand.quantize import quantize
 from byhand.kernels import reference
-from byhand.weights import DTYPES, Weight
+from byhand.formats import Weight, quantized_formats
+from byhand.weights import DTYPES
 import byhand.kernels.cpu.calls as page
 page.SMALL = 0
 kernels = Cpu(threads=2)
 matrix = torch.randn(301, 100)
 weights = [Weight.of(matrix.to(dtype)) for dtype in DTYPES.values()]
-weights += [quantize(Weight.of(matrix), form) for form in QUANTIZED]
+weights += [quantize(Weight.of(matrix), form) for form in quantized_formats()]
 for weight in weights:
-    numbers = reference.ROWS[weight.format](weight, slice(None)).double()
+    numbers = reference.rows_of(weight, slice(None)).double()
     for rows in (1, 2, 7, 40):
         x = torch.randn(rows, 100)
         one = x.double() @ numbers.T

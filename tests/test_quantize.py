@@ -7,21 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from byhand import quantize as page
 from byhand.checkpoint import open_checkpoint
 from byhand.errors import BadRequest, BadWeights
+from byhand.formats import Weight, grouped, quantized_formats
 from byhand.kernels import backend, backends, reference
 from byhand.models import build
-from byhand.quantize import QUANTIZED, quantize
-from byhand.weights import Weight
+from byhand.quantize import quantize
 from tests.checkpoints import logits_of, random_prompt, relative_error, tiny
 
-EACH_FORM = pytest.mark.parametrize("form", QUANTIZED)
+EACH_FORM = pytest.mark.parametrize("form", quantized_formats())
 EACH_BACKEND = pytest.mark.parametrize("kernels", backends())
 
 
 def numbers(weight: Weight) -> torch.Tensor:
-    return reference.ROWS[weight.format](weight, slice(None))
+    return reference.rows_of(weight, slice(None))
 
 
 def on_the_grid(form: str, rows: int, groups: int) -> torch.Tensor:
@@ -71,7 +70,7 @@ def test_constant_and_empty_groups(form: str) -> None:
 def test_blocks_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = Weight.of(torch.randn(50, 96).bfloat16())
     whole = quantize(weight, form)
-    monkeypatch.setattr(page, "BLOCK", 7 * 96)
+    monkeypatch.setattr(grouped, "BLOCK", 7 * 96)
     assert all(map(torch.equal, whole.tensors, quantize(weight, form).tensors))
 
 

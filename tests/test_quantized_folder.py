@@ -16,16 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from byhand import LLM, SamplingParams, shards
-from byhand.checkpoint import QUANTIZED, open_checkpoint
+from byhand.checkpoint import open_checkpoint
 from byhand.cli.describe import describe
 from byhand.cli.main import main
 from byhand.convert import convert, quantize_checkpoint
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError
+from byhand.formats import Weight, quantized_formats
 from byhand.kernels import backend
 from byhand.models import build
 from byhand.quantize import quantize
 from byhand.verify import verify
-from byhand.weights import Weight
 from tests.checkpoints import (
     CONFIGS,
     greedy,
@@ -38,11 +38,11 @@ from tests.checkpoints import (
 )
 from tests.conftest import tiny_llama
 
-EACH_FORM = pytest.mark.parametrize("form", QUANTIZED)
+EACH_FORM = pytest.mark.parametrize("form", quantized_formats())
 IDS = random_prompt(128, 40, seed=1)
 
 
-@pytest.fixture(params=QUANTIZED)
+@pytest.fixture(params=quantized_formats())
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny Llama in one of the forms."""
     return quantize_checkpoint(tiny_llama(tmp_path / "old"), tmp_path / "new", request.param).folder

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
+from byhand.formats import quantized_formats
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.quantize import QUANTIZED
 from byhand.sampling.look import survey
 from byhand.weights import DTYPES
 from tests.test_kernels import HEADS, KV_HEADS, OPTIONS, close, direct, exact, make_weight, ragged
 
-FORMATS = (*DTYPES, *QUANTIZED)
+FORMATS = (*DTYPES, *quantized_formats())
 BOUND = 1e-5
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from byhand.checkpoint import open_checkpoint
 from byhand.errors import BadRequest, BadWeights, CheckpointNotFound
-from byhand.weights import StoredTensor, Weight, Weights, map_tensors
+from byhand.formats import Weight
+from byhand.weights import StoredTensor, Weights, map_tensors
 from tests.checkpoints import (
     CONFIGS,
     greedy,

@@ -100,7 +100,7 @@ def kernel_names(kernels: Any) -> list[str]:
 
 def weight_names(model: Any) -> dict[int, str]:
     """The name of each matrix in its layer, by the matrix's identity."""
-    from byhand.weights import Weight
+    from byhand.formats import Weight
 
     names: dict[int, str] = {}
 

@@ -11,13 +11,14 @@ from textwrap import wrap
 from typing import Any
 
 from byhand.errors import BadRequest
+from byhand.formats import float_formats, quantized_formats
 from byhand.sampling.fields import FieldInfo
 from byhand.sampling.params import SamplingParams, fields_table
 
 MAX_TOKENS = 256
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", *float_formats())
 CACHE_DTYPES = ("auto", "float32", "bfloat16")
-QUANTIZED = ("int8", "int4")
+QUANTIZED = quantized_formats()
 KERNELS = ("auto", "cpu", "reference")
 PREFILLS = ("exact", "fast")
 NONE = "none"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from byhand.cli.options import QUANTIZED, Commands, named_model
 from byhand.cli.talk import print_json, talk
+from byhand.formats import formats
 
 if TYPE_CHECKING:
     from byhand.convert import Quantized
@@ -24,7 +25,12 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="a folder, a .safetensors file, a hub id or byhand-tiny")
     parser.add_argument("target", metavar="TARGET", help="a new or an empty folder")
-    parser.add_argument("--to", choices=QUANTIZED, required=True, help="int8: 8.5 bits a weight; int4: 5")
+    parser.add_argument(
+        "--to",
+        choices=QUANTIZED,
+        required=True,
+        help="; ".join(f"{name}: {formats()[name].bits:g} bits a weight" for name in QUANTIZED),
+    )
     parser.add_argument("--revision", metavar="NAME", help="the branch, tag or commit on the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object: what is in codes, what is not")
     parser.set_defaults(command=command)

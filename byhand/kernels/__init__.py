@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from byhand.cache.kv_cache import Batch, KVCache
-    from byhand.weights import Weight
+    from byhand.formats import Weight
 
 
 # Of a row of logits: the best k ids, falling, and their logits; and over all others the sums of

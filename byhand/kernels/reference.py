@@ -10,38 +10,15 @@ import torch
 from torch.nn import functional
 
 from byhand.cache.kv_cache import Batch, KVCache
-from byhand.weights import Weight
+from byhand.formats import Weight, formats
 
 # Upcast weights and attention scores are made in blocks of about this many numbers: 16 MiB of float32.
 BLOCK = 2**22
 
 
-def _float_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
-    return weight.tensors[0][rows].float()
-
-
-def _int8_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
-    codes, scales = (tensor[rows].float() for tensor in weight.tensors)
-    groups = codes.view(*scales.shape, -1)  # (rows, groups, 32)
-    return (groups * scales[..., None]).flatten(1)[:, : weight.shape[1]]
-
-
-def _int4_rows(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
-    pairs, lines = (tensor[rows] for tensor in weight.tensors)
-    scales, offsets = lines.float().view(len(lines), -1, 2, 1).unbind(2)  # (rows, groups, 1) each
-    pairs = pairs.view(len(pairs), scales.shape[1], -1)
-    groups = torch.cat((pairs & 15, pairs >> 4), dim=-1).float()  # (rows, groups, 32)
-    return (groups * scales + offsets).flatten(1)[:, : weight.shape[1]]
-
-
-# The one place that knows how a format becomes float32.
-ROWS = {
-    "float32": _float_rows,
-    "bfloat16": _float_rows,
-    "float16": _float_rows,
-    "int8": _int8_rows,
-    "int4": _int4_rows,
-}
+def rows_of(weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
+    """Some rows of a matrix as float32: what its format's own file says."""
+    return formats()[weight.format].rows(weight, rows)
 
 
 def expect(call: str, *weights: Weight) -> None:
@@ -73,13 +50,12 @@ def linear(
     x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x (N, in) times weight (out, in) transposed, plus bias (out,), plus residual (N, out): (N, out)."""
-    rows = ROWS[weight.format]
     out_features, in_features = weight.shape
     out = x.new_empty(x.shape[0], out_features)
     # In blocks of output rows, so that no float32 copy of a big head is ever held.
     step = out_features if weight.format == "float32" else max(1, BLOCK // in_features)
     for start in range(0, out_features, step):
-        block = rows(weight, slice(start, start + step))
+        block = rows_of(weight, slice(start, start + step))
         out[:, start : start + step] = x @ block.T
     if bias is not None:
         out.add_(bias)
@@ -106,7 +82,7 @@ def gated(
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
     """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
-    return ROWS[weight.format](weight, ids)
+    return rows_of(weight, ids)
 
 
 def surveys(logits: torch.Tensor, counts: Sequence[int]) -> list[None]:

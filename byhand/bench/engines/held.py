@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from byhand.formats import Weight
 from byhand.layers import Embedding
-from byhand.weights import Weight
 
 Extent = tuple[int, int]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.errors import BadRequest
+from byhand.formats import Weight
 from byhand.kernels import Survey, reference
 from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
 from byhand.kernels.cpu.columns import in_bfloat16
@@ -24,7 +25,6 @@ from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
-from byhand.weights import Weight
 
 # Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for
 # weights of any format but float32. Level between 40 and 96 rows, by format and size (benchmarks/crossover.py); in

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from byhand.cache.kv_cache import Batch, KVCache
 from byhand.collector import without_collector
+from byhand.formats import Weight
 from byhand.kernels import native, reference
 from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
 from byhand.kernels.cpu.recording import Arena, Block, Recording, join
 from byhand.kernels.native.compiling import compile_kernels
-from byhand.weights import FORMATS, Weight
+from byhand.weights import FORMATS
 
 # Rows of one run from which attention takes blocks of them.
 MANY_QUERIES = 32

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from byhand.formats import Weight
 from byhand.kernels import reference
-from byhand.weights import Weight
 
 
 def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -16,9 +16,8 @@ def in_bfloat16(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if weight.format == "bfloat16":
         out = functional.linear(x, weight.tensors[0])
     else:
-        rows = reference.ROWS[weight.format]
         out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
         step = max(1, reference.BLOCK // weight.shape[1])
         for start in range(0, weight.shape[0], step):
-            out[:, start : start + step] = x @ rows(weight, slice(start, start + step)).bfloat16().T
+            out[:, start : start + step] = x @ reference.rows_of(weight, slice(start, start + step)).bfloat16().T
     return out if bias is None else out.add_(bias)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from byhand.cache.kv_cache import Batch, KVCache
 from byhand.errors import BadRequest
+from byhand.formats import Weight, formats
 from byhand.kernels.native.panels import WIDE
-from byhand.kernels.native.tiles import GROUP
-from byhand.weights import FORMATS, Weight
+from byhand.weights import FORMATS
 
 Angles = tuple[Tensor, Tensor]
 
@@ -81,8 +81,8 @@ class Matrix:
             raise BadRequest(f"a weight of shape {weight.shape} is neither stored by rows nor by columns")
         self.numbers = codes.data_ptr()
         self.scales = weight.tensors[1].data_ptr() if len(weight.tensors) > 1 else 0
-        if self.scales:
-            self.inner = -(-self.inner // GROUP) * GROUP
+        group = formats()[weight.format].group
+        self.inner = -(-self.inner // group) * group
 
     @property
     def can_be_turned(self) -> bool:

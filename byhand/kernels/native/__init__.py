@@ -10,12 +10,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from byhand.formats import float_formats, formats
 from byhand.kernels.native import attention as attention_page
 from byhand.kernels.native import chunks, codes, llvm, panels, products, rows, survey, team, tiles, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
-FLOATS = ("float32", "bfloat16", "float16")
-FORMATS = (*FLOATS, "int8", "int4")
+FLOATS = float_formats()
+FORMATS = tuple(formats())
 
 
 _PRODUCTS = [
@@ -36,7 +37,7 @@ def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
         "four_by_three": tiles.tile(form, 4, 3),
         "four_by_four": tiles.tile(form, 4, 4),
         "two_by_eight": tiles.tile(form, 2, 8),
-        **(codes.for_one_row() if form is tiles.FORMATS["int4"] and llvm.HAS_PRODUCTS else {}),
+        **(codes.for_one_row() if form.in_whole_numbers and llvm.HAS_PRODUCTS else {}),
     }
 
 
@@ -44,7 +45,7 @@ def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
     templates = [*_PRODUCTS, products.embedding, products.add_rows, products.columns_share, products.linear_columns]
     names = {
-        **_tiles(form, 4 if name == "int4" else 2),
+        **_tiles(form, form.unroll),
         "BYTES": vectors.SIZES.get(name, 1),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),

@@ -17,9 +17,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from byhand.formats.grouped import GROUP
 from byhand.kernels.native import llvm, tiles
 from byhand.kernels.native.llvm import I32, I64, INTS, LANES, all_lanes, cgutils
-from byhand.kernels.native.tiles import GROUP, LINE, Tile
+from byhand.kernels.native.tiles import LINE, Tile
 from byhand.kernels.native.vectors import on_stack, typed
 
 FOUR = 4  # groups at a time: their codes are one line of memory

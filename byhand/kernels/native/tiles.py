@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from byhand.formats import formats
 from byhand.kernels.native import llvm
 from byhand.kernels.native.llvm import LANES, cgutils
 from byhand.kernels.native.vectors import typed
@@ -17,13 +18,12 @@ from byhand.kernels.native.vectors import typed
 AHEAD = 4096
 LINE = 64
 
-GROUP = 32  # quantised weights share one scale in groups of so many
-
 
 class Format:
     """How a weight row is read: `block` numbers at a time, which are `block_bytes` bytes.
 
     A quantised block has `scale_bytes` bytes more, elsewhere: what its codes are multiplied by, and what is added.
+    `unroll`: blocks of two rows at a time; `in_whole_numbers`: one row of activations is taken in them (codes.py).
     """
 
     def __init__(
@@ -34,6 +34,9 @@ class Format:
         scale_bytes: int = 0,
         load_scale: Callable[[Any, Any], list[Any]] = llvm.load_scale,
         load_scaled: Callable[[Any, Any, list[Any]], list[Any]] | None = None,
+        unroll: int = 2,
+        *,
+        in_whole_numbers: bool = False,
     ) -> None:
         self.block = block
         self.block_bytes = block_bytes
@@ -41,6 +44,8 @@ class Format:
         self.scale_bytes = scale_bytes
         self.load_scale = load_scale
         self.load_scaled = load_scaled
+        self.unroll = unroll
+        self.in_whole_numbers = in_whole_numbers
 
     def load_numbers(self, builder: Any, weights: Any, line: list[Any]) -> list[Any]:
         """The numbers that a group's codes at an address stand for."""
@@ -52,19 +57,8 @@ class Format:
         return [llvm.fma(builder, code, *line) for code in codes]
 
 
-def _pair_of_int8(builder: Any, address: Any) -> list[Any]:
-    return [llvm.load_int8(builder, address), llvm.load_int8(builder, builder.add(address, llvm.I64(LANES)))]
-
-
-FORMATS = {
-    "float32": Format(16, 64, lambda builder, address: [llvm.load_float32(builder, address)]),
-    "bfloat16": Format(16, 32, lambda builder, address: [llvm.load_bfloat16(builder, address)]),
-    "float16": Format(16, 32, lambda builder, address: [llvm.load_float16(builder, address)]),
-    "int8": Format(GROUP, 32, _pair_of_int8, 2),
-    "int4": Format(
-        GROUP, 16, llvm.load_int4, 4, llvm.load_line, llvm.load_int4_by_book if llvm.HAS_CODE_BOOKS else None
-    ),
-}
+# How each format's own file says that its rows are read.
+FORMATS = {name: Format(**form.tile(llvm)) for name, form in formats().items()}
 
 
 # Dot products of some weight rows with some activation rows, the heart of every product.
