@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from byhand.quantize import quantize
 from tests.alone import python
 from tests.test_house import modules_after
 
-DOCS = Path(__file__).parents[1] / "docs" / "quantisation.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "quantisation.md"
 
 
 def test_they_are_found_in_the_order_of_their_bits() -> None:
@@ -52,23 +54,8 @@ def test_nothing_is_quantised_to_floats() -> None:
         formats()["float16"].quantize_blocks(Weight.of(torch.ones(2, 2)))
 
 
-# Another's format: codes of six bits, each in a byte of its own.
-INT6 = """
-from byhand.formats.int8 import Int8
-from byhand.formats.grouped import steps
-
-
-class Int6(Int8):
-    name = "int6"
-    bits = 8.4
-
-    def fit(self, groups):
-        scales = (groups.abs().amax(0, keepdim=True) / 31).bfloat16().float()
-        return steps(groups, scales).clamp_(-31, 31), scales
-
-
-FORMAT = Int6()
-"""
+# Another's format, as CONTRIBUTING.md adds it.
+[INT6] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
 USES = """
 import sys
 import byhand.formats
