@@ -27,6 +27,7 @@ COPIED = (
     "lessons",
     "benchmarks",
     "README.md",
+    "CONTRIBUTING.md",
     "pyproject.toml",
     "Makefile",
     "constraints.txt",
