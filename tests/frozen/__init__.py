@@ -1,5 +1,6 @@
-"""What byhand gave on 26 November 2026, before its engine was rebuilt: bits, records, and what a server said.
+"""What byhand did on the day it was frozen: ids and bits of tiny models, records, what the server says.
 
-`python -m tests.frozen check` compares with today's code, `python -m tests.frozen write` writes anew; a number that
-changes on purpose is listed with its reason in CHANGES.md.
+Everything goes through public names alone (LLM, Run, Record, HTTP, /live), so that it holds whatever becomes of the
+engine behind them. `python -m tests.frozen check` compares, `python -m tests.frozen write` writes anew; CHANGES.md
+beside this file says what was changed on purpose, and why.
 """

@@ -1,44 +1,59 @@
-"""`python -m tests.frozen write` or `check`, and words that choose: hashes, records, transcripts."""
+"""Write anew what is frozen, or compare: `python -m tests.frozen write|check [hashes] [records] [transcripts]`."""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from byhand import LLM
 from tests.frozen import hashes, records, transcripts
-from tests.serving import served
+from tests.frozen.comparing import Report
+
+PARTS = {"hashes": hashes, "records": records, "transcripts": transcripts}
 
 
-def main(action: str, words: list[str]) -> int:
-    """0: all is as it was, or was written."""
-    words = words or ["hashes", "records", "transcripts"]
-    found: list[str] = []
-    if "hashes" in words:
-        for kind in hashes.KINDS:
-            if action == "write":
-                hashes.path_of(kind).parent.mkdir(exist_ok=True)
-                hashes.path_of(kind).write_text("\n".join(hashes.made_now(kind, [])) + "\n")
-            elif other := hashes.other_machine(kind):
-                print(f"{kind}: not compared: {other}")
-            else:
-                found += hashes.differences(kind, [])
-    if "records" in words:
-        if action == "write":
-            records.write(LLM())
-        else:
-            found += [line for name in records.MAKERS for line in records.differences(LLM(), name)]
-    if "transcripts" in words:
-        for server in served(LLM(), may_keep_runs=True):
-            if action == "write":
-                transcripts.write(server)
-            else:
-                found += [
-                    line
-                    for name in ("answers", *transcripts.SESSIONS)
-                    for line in transcripts.differences(server, name)
-                ]
-    print(*found, sep="\n")
-    return 1 if found else 0
+def reports(part: str) -> Iterator[Report]:
+    """All comparisons of a part."""
+    if part == "hashes":
+        yield from (hashes.check(kind) for kind in hashes.KINDS)
+    elif part == "records":
+        with tempfile.TemporaryDirectory(prefix="byhand-frozen-") as place:
+            yield from (records.check(name, Path(place)) for name in records.SCRIPTS)
+    else:
+        yield from (transcripts.check(name) for name in transcripts.PARTS)
 
 
-sys.exit(main(sys.argv[1], sys.argv[2:]))
+def check(parts: list[str]) -> int:
+    """Print each difference in one line, and how many there are; 1 where there is one."""
+    count = 0
+    for part in parts:
+        for report in reports(part):
+            for line in report.differences:
+                print(line)
+            for line in report.left_out:
+                print(f"left out: {line}")
+            count += len(report.differences)
+    print(f"{', '.join(parts)}: {count or 'no'} difference{'s' * (count != 1)}")
+    return int(count > 0)
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.frozen", description=__doc__)
+    parser.add_argument("what", choices=["write", "check"])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all where none is named")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    chosen = given.parts or list(PARTS)
+    if given.what == "check":
+        return check(chosen)
+    for part in chosen:
+        for line in PARTS[part].write():
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
