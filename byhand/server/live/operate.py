@@ -84,6 +84,11 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
     await handle.standing.wait()
 
 
+def _seeded(params: SamplingParams, seed: int) -> SamplingParams:
+    """The settings with the seed of their dice; where they name none it is the run's."""
+    return params if params.seed is not None else params.replace(seed=seed)
+
+
 async def load(session: Session, frame: Frame, handle: Handle) -> None:
     """A record's run, opened live: its Steps are the recorded ones, and it goes on from its end."""
     from byhand.record import Record
@@ -98,12 +103,12 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
     llm.check_ids(record.ids, "record.ids")
     session.limits.check("total_tokens", len(record.ids), param="record")
     llm.check_length(len(record.ids), "record")
-    params = record.params.replace(seed=record.params.seed if record.params.seed is not None else record.seed)
+    params = _seeded(record.params, record.seed)
 
     def fill(engine: Engine, run: Sequence) -> None:
         from byhand.engine.operations import refill
 
-        step_params = [record.params_at(step.index).replace(seed=record.seed) for step in record.steps]
+        step_params = [_seeded(record.params_at(step.index), record.seed) for step in record.steps]
         refill(engine, run, list(record.steps), step_params, params, record.choice)
         handle.run, run.finish_reason, run.stop_reason = run, record.finish_reason, record.stop_reason
         values = {**views.run_view(llm, run), "steps": [step_to_json(step) for step in run.steps]}
