@@ -108,6 +108,36 @@ def test_what_was_found_of_a_prompt_is_counted_once_however_many_passes_it_takes
     worker.close()
 
 
+def test_choices_that_wait_do_not_tell_of_their_prompt_again(tiny_folder: Path) -> None:
+    worker = small(tiny_folder, 6, running=1)
+    submit(worker, distinct(40), ONE)[1].wait()
+    before = worker.stats()
+    _, ear = submit(worker, distinct(40), DICE.replace(n=2, max_tokens=50))  # the first takes the other's pages
+    ear.wait()
+    assert [event for event in ear.events if isinstance(event, Progress)] == [Progress(0, 40, 40)]
+    assert worker.stats().cached_tokens - before.cached_tokens == 32
+    worker.close()
+
+
+def test_a_pass_that_fails_makes_no_progress(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(worker.llm.engine.model, "forward", fail)
+    _, ear = submit(worker, [5, 6])
+    ear.wait()
+    assert [type(event) for event in ear.events] == [Failed]
+    assert worker.stats().cached_tokens == 0
+
+
+def test_a_prompt_whose_first_token_was_edited_has_nothing_that_was_found(llm: LLM) -> None:
+    llm.start(distinct(40))
+    run = llm.start(distinct(40))
+    assert run.usage.cached_tokens == 32
+    run.edit(0, 9)
+    assert (run.usage.prompt_tokens, run.usage.cached_tokens) == (1, 0)
+
+
 def test_a_last_position_that_has_a_pass_of_its_own_is_read_too(tiny_folder: Path) -> None:
     worker, ear = small(tiny_folder, 6, max_rows=32), Ear()
     worker.read(distinct(33), 1, ear)

@@ -67,6 +67,9 @@ def test_a_step_that_is_interrupted_can_be_taken_again(
         run.step()
     assert len(run.ids) == len(PROMPT) + len(run.steps)
     assert run.finish_reason is None
+    before = run.ids
+    assert llm.generate([8, 9], GREEDY).ids  # who steps the loop now takes no token of what was interrupted
+    assert run.ids == before
     list(run)
     assert run.ids == [*PROMPT, *alone]
     assert run.text == "".join(step.text for step in run.steps) == llm.detokenize(alone)
@@ -87,6 +90,38 @@ def test_an_insert_that_is_interrupted_leaves_the_run_as_it_was(
     assert (run.ids, run.steps, run.text) == before
     list(run)
     assert run.ids == [*PROMPT, *alone]
+
+
+def test_a_pass_that_is_interrupted_keeps_no_page_that_it_has_not_filled(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = llm.start([4] * PAGE_SIZE, GREEDY)
+    run.step()
+    once(monkeypatch, llm.model, "forward", after=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.step()
+    assert (run.computed, llm.engine.pages_in_use) == (PAGE_SIZE, 1)
+
+
+def test_who_interrupts_a_call_leaves_the_runs_of_other_threads_whole(
+    llm: LLM, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, make_step = llm.start(PROMPT, GREEDY), llm.engine.output.make_step
+    handle = run._handle
+    handle.go(6).result()  # as another thread does, which waits for the lock now
+
+    def interrupted(sequence: Any, *arguments: Any) -> Any:
+        if sequence is run._sequence and len(sequence.ids) == len(PROMPT) + 3:
+            monkeypatch.setattr(llm.engine.output, "make_step", make_step)
+            raise KeyboardInterrupt
+        return make_step(sequence, *arguments)
+
+    monkeypatch.setattr(llm.engine.output, "make_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([8, 9], GREEDY)
+    llm.driver.run_to_rest(handle)
+    assert run.ids == [*PROMPT, *alone[:6]]
+    assert run.text == llm.detokenize(run.ids[len(PROMPT) :])
 
 
 def test_a_call_that_is_interrupted_holds_no_page_and_ends_its_requests(
@@ -133,6 +168,23 @@ def test_a_stage_may_ask_the_model_itself(llm: LLM, alone: list[int]) -> None:
     assert llm.generate([PROMPT, [8]], GREEDY.replace(stages=(asks,)))[0].ids == alone
 
 
+def test_what_a_stage_asks_leaves_the_rest_of_a_pass_as_it_is(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its rows become logits in one block or in many: a pass of as many rows writes to the same memory."""
+    monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 2 * llm.vocab_size)
+    long, asked = [20 + number for number in range(8)], list[int]()
+
+    def asks(ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
+        asked.append(len(llm.logits([40] * len(long))))
+        return logits
+
+    for _ in range(3):  # from its third time on a block is one call, in memory that stays
+        llm.logits([40] * len(long))
+    expected = llm.start(PROMPT, GREEDY).insert(long)
+    steps = llm.start(PROMPT, GREEDY.replace(stages=(asks,))).insert(long)
+    assert [step.logprob for step in steps] == [step.logprob for step in expected]
+    assert asked == [len(long)] * len(long)
+
+
 def test_a_stage_cannot_step_a_run_of_the_loop_that_waits_for_it(llm: LLM) -> None:
     other = llm.start([8], GREEDY)
 
@@ -168,6 +220,51 @@ def test_a_run_that_nobody_holds_leaves_the_loop(llm: LLM) -> None:
     gc.collect()
     assert llm.engine.pages_in_use == 0
     assert llm.driver.loop.requests == {}
+    assert llm.driver.loop.scheduler._arrival == {}
+
+
+def test_the_next_thing_that_is_asked_ends_what_nobody_holds(llm: LLM) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    llm.start(PROMPT, GREEDY)
+    gc.collect()
+    twin = run.fork()
+    assert list(llm.driver.loop.requests) == [run._sequence, twin._sequence]
+    del twin
+    gc.collect()
+    run.step()
+    assert list(llm.driver.loop.requests) == [run._sequence]
+
+
+def test_what_nobody_holds_is_ended_by_one_thread_at_a_time(llm: LLM) -> None:
+    run, owned = llm.start(PROMPT, GREEDY), list[bool]()
+    llm.engine.retire(lambda: owned.append(llm.engine.lock._is_owned()))  # type: ignore[attr-defined]
+    run.fork()
+    assert owned == [True]
+
+
+def test_a_script_fills_its_passes(llm: LLM) -> None:
+    """Nobody reads along: neither a prompt beside running sequences nor their number is bounded but by the pass."""
+    passes, forward = list[list[int]](), llm.engine.forward
+
+    def counting(chunks: Any, **options: Any) -> Any:
+        passes.append([chunk.rows for chunk in chunks])
+        return forward(chunks, **options)
+
+    llm.engine.forward = counting  # type: ignore[method-assign]
+    llm.generate([[number] for number in range(2, 52)] + [[7] * 200], GREEDY.replace(max_tokens=1))
+    assert passes == [[1] * 50 + [200]]
+
+
+def test_a_run_that_failed_says_so_once(llm: LLM, alone: list[int]) -> None:
+    trap = Trap()
+    run = llm.start(PROMPT, GREEDY.replace(stages=(trap,)))
+    trap.position = len(PROMPT) + 2
+    with pytest.raises(BadRequest, match="the trap has closed"):
+        list(run)
+    trap.position = None
+    run.rewind(0)
+    list(run)
+    assert run.ids == [*PROMPT, *alone]
 
 
 def test_a_run_that_failed_to_start_leaves_the_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

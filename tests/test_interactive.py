@@ -116,6 +116,20 @@ def test_a_held_run_loses_no_time_and_has_its_limit_again_when_it_goes_on(worker
     assert len(helm.told) == 6
 
 
+def test_the_time_of_a_prompt_that_waits_for_a_place_is_bounded(tiny_folder: Path, clock: Clock) -> None:
+    worker = Worker(LLM(tiny_folder), Limits(running=1))
+    worker.opened.result(30)
+    first = Helm.open(worker, [5])
+    first.react = lambda event: clock.pass_by(601) if isinstance(event, Stepped) and event.step.index == 2 else None
+
+    def begin() -> Helm:
+        first.handle.go(100)
+        return Helm(lambda listener: worker.open(PROMPT, GREEDY, listener))
+
+    assert isinstance(worker.call(begin).result(20).rest().error, TimeLimit)  # type: ignore[union-attr]
+    worker.close()
+
+
 # Breakpoints.
 
 
@@ -181,6 +195,53 @@ def test_why_a_breakpoint_paused_is_told_at_the_last_of_the_counted_tokens_too(w
     text = helm.text
     helm.rewind(4)
     assert helm.go(4, until=Breakpoint(text=text)) == Paused(0, "text")
+
+
+def test_a_token_of_the_users_is_taken_at_a_breakpoint_and_once(worker: Worker) -> None:
+    tokens = alone(worker, 20)
+    other = a_new_token(tokens)
+    helm = Helm.open(worker, PROMPT)
+    assert helm.go(2, until=Breakpoint(token=tokens[other]), force=tokens[other]) == Paused(0, "count")
+    assert helm.told[0] == tokens[other]
+    assert helm.told[1] == alone(worker, 1, [*PROMPT, tokens[other]])[0]
+
+
+# Listeners that raise.
+
+
+RAISES: dict[str, Callable[[Helm], Any]] = {
+    "the pause before an operation": lambda helm: [helm.handle.go(), helm.handle.change(inserting([8, 9]))][-1],
+    "the Step of an operation that is made at once": lambda helm: helm.handle.change(inserting([8, 9])),
+    "a Step of an operation in a pass": lambda helm: helm.handle.change(inserting([8, 9, 10])),
+    "the last of the tokens": lambda helm: helm.handle.go(1),
+}
+
+
+@pytest.mark.parametrize("moment", RAISES)
+def test_a_listener_that_raises_closes_its_run_alone(worker: Worker, moment: str) -> None:
+    helm = Helm.open(worker, PROMPT)
+    if "at once" in moment:
+        assert helm.go(until=Breakpoint(entropy=0.0)) == Paused(0, "entropy")  # the next token's logits are there
+
+    def react(event: Event) -> None:
+        if isinstance(event, Paused if "pause" in moment else Stepped):
+            raise OSError("gone")
+
+    def begin() -> tuple[Any, Ear]:
+        return RAISES[moment](helm), submit(worker, [9], SamplingParams(max_tokens=8, ignore_eos=True))[1]
+
+    helm.react = react
+    answer, ear = worker.call(begin).result(20)
+    ending = ear.wait()
+    assert isinstance(ending, Finished)
+    assert ending.finish_reason is FinishReason.LENGTH
+    if moment != "the last of the tokens":
+        assert "closed" in str(answer.exception(20))
+    stats = worker.call(worker.stats).result(20)
+    assert (stats.running, stats.waiting, stats.idle, stats.pages_used) == (0, 0, 0, 0)
+    assert helm.handle.is_done
+    assert worker.failure is None
+    turn(worker)
 
 
 # Operations.
@@ -296,6 +357,19 @@ def test_an_edited_prompt_that_is_undone_is_read_again(worker: Worker) -> None:
         replace(position, pieces=()) for position in first[1:]
     ]
     assert helm.ids == [5, 6, 7, 8]
+
+
+def test_a_prompt_is_read_after_an_operation_that_failed(worker: Worker) -> None:
+    trap = Trap()
+    params = GREEDY.replace(stages=(trap,))
+    helm = Helm(lambda listener: worker.open([5, 6, 7, 8], params, listener, read_prompt=2))
+    helm.rest()
+    trap.position = 6
+    with pytest.raises(BadRequest, match="the trap has closed"):
+        helm.insert([8, 9, 10])
+    trap.position = None
+    helm.edit(1, 9)
+    assert [position.token.id for position in helm.read[4:]] == [9]
 
 
 def test_undo_goes_back_so_far_and_no_further(worker: Worker) -> None:

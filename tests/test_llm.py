@@ -128,6 +128,20 @@ def test_logits_equal_in_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.allclose(llm.logits(ids), whole, atol=1e-5)
 
 
+def test_logits_in_blocks_are_a_passs_own(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pass of as many rows, which writes to the same memory, may come between two blocks."""
+    monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 384 * 2)
+    for _ in range(3):
+        expected = llm.logits([8] * 8)
+    sequence = llm.engine.open([8] * 8, SamplingParams(), seed=0)
+    found = []
+    for _, logits in llm.engine.logit_blocks(sequence):
+        found.append(logits)
+        llm.logits([9] * 8)
+    llm.engine.release(sequence)
+    assert torch.equal(torch.cat(found), expected)
+
+
 # Prompts.
 
 

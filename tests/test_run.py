@@ -182,6 +182,26 @@ def test_an_insert_equals_a_prompt_that_held_it(llm: LLM) -> None:
         assert step.rank == score.ranks[step.position]
 
 
+def test_an_inserted_token_is_judged_by_what_stands_before_it(llm: LLM) -> None:
+    ids, params = [40, 41, 42, 43], GREEDY.replace(repetition_penalty=3.0, logprobs=300)
+    whole, one_by_one = llm.start(PROMPT, params), llm.start(PROMPT, params)
+    for given, forced in zip(whole.insert(ids), [one_by_one.step(force=token) for token in ids], strict=True):
+        assert [each.token for each in given.top] == [each.token for each in forced.top]
+        assert [each.prob for each in given.top] == pytest.approx([each.prob for each in forced.top], abs=1e-4)
+
+
+def test_only_the_last_of_inserted_tokens_may_end_a_run_and_none_says_so(llm: LLM) -> None:
+    run = llm.start(PROMPT, SamplingParams(max_tokens=3))
+    assert [step.finish_reason for step in run.insert([40, 41, 42])] == [None] * 3
+    assert run.finish_reason is FinishReason.LENGTH
+
+
+def test_other_settings_are_those_of_the_logits_that_are_there(llm: LLM) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    run.set(logprobs=23)
+    assert len(run.step().top) == 23
+
+
 def test_inserted_tokens_count_for_max_tokens(llm: LLM) -> None:
     run = llm.start(PROMPT, SamplingParams(max_tokens=4))
     run.insert(run.prompt_ids[1:4])

@@ -87,8 +87,9 @@ class Engine:
 
     def collect(self) -> None:
         """End what lost its handle."""
-        while self._retired:
-            self._retired.popleft()()
+        with self.lock:
+            while self._retired:
+                self._retired.popleft()()
 
     @property
     def pages_in_use(self) -> int:
@@ -153,7 +154,10 @@ class Engine:
         """
         hidden = self.forward(chunks)
         wanted, rows = _wanted(chunks)
-        for block in self.runner.blocks(len(wanted)):
+        blocks = list(self.runner.blocks(len(wanted)))
+        if len(blocks) > 1:  # a user's stage may ask the model itself before the last of them, where the result lies
+            hidden = hidden.clone()
+        for block in blocks:
             given, of = wanted[block], rows[block]
             logits = self.runner.logits(hidden if len(of) == hidden.shape[0] else hidden[of])
             for (sequence, position), row in zip(given, self.sampler.rows_of(given, logits), strict=True):

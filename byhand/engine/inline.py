@@ -14,7 +14,7 @@ from byhand.engine.events import Event, Failed, Finished, Listener, Stepped
 from byhand.engine.interactive import InteractiveHandle
 from byhand.engine.limits import Limits
 from byhand.engine.loop import EngineLoop
-from byhand.engine.request import Request, RequestHandle
+from byhand.engine.request import InteractiveRequest, Request, RequestHandle
 from byhand.errors import ByhandError
 from byhand.sampling.params import SamplingParams
 from byhand.types import Completion, Step
@@ -85,8 +85,18 @@ class InlineDriver:
                 try:
                     self.engine.collect()
                     self.loop.step()
+                except BaseException:
+                    self._drop_unfinished()
+                    raise
                 finally:
                     self.is_stepping = False
+
+    def _drop_unfinished(self) -> None:
+        """What goes on belongs to other threads: each id that a step has chosen has its Step, or is taken again."""
+        for sequence in self.loop.scheduler.running:
+            request = self.loop.requests.get(sequence)
+            if not isinstance(request, InteractiveRequest) or request.settling is None:
+                operations.drop_unfinished(self.engine, sequence)
 
     def run_to_rest(self, handle: InteractiveHandle) -> None:
         """Step the loop until a request rests; whoever interrupts that finds it as it was after its last step."""

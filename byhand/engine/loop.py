@@ -215,7 +215,7 @@ class EngineLoop:
 
     def _emit_progress(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        if sequence.generated or sequence not in self.requests:
+        if sequence.generated or sequence not in self.requests or sequence.computed < chunk.end:  # it failed
             return
         request = self.requests[sequence]
         done = min(chunk.end, sequence.prompt_length)
@@ -272,7 +272,14 @@ class EngineLoop:
         for choice in range(1, request.followers + 1):
             twin = operations.fork(self.engine, request.sequence, choice=choice)
             twin.read_prompt = None
-            self.requests[twin] = Request(request.handle, choice, twin, deadline=request.deadline, was_admitted=True)
+            self.requests[twin] = Request(
+                request.handle,
+                choice,
+                twin,
+                deadline=request.deadline,
+                prompt_told=request.prompt_told,
+                was_admitted=True,
+            )
             self.scheduler.arrive(twin, beside=request.sequence)
         request.followers, self._has_forked = 0, True
 

@@ -65,6 +65,7 @@ def edit(engine: Engine, sequence: Sequence, position: int, token: int) -> list[
     sequence.positions_read, sequence.prompt_tokens = min(sequence.positions_read, position), None
     if position == 0:
         engine.release(sequence)
+        sequence.cached = 0
     sequence.last_logits = None
     _continue(engine, sequence)
     engine.output.check_length(sequence)

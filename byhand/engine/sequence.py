@@ -45,6 +45,7 @@ class Snapshot:
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     error: Exception | None
+    read_prompt: int | None
 
 
 class RecentRows:
@@ -187,4 +188,5 @@ class Sequence:
             self.finish_reason,
             self.stop_reason,
             self.error,
+            self.read_prompt,
         )
