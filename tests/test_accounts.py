@@ -311,6 +311,16 @@ def test_a_call_that_was_cancelled_in_the_queue_is_not_carried_out(worker: Worke
     assert done == [0, 2]
 
 
+def test_a_run_that_names_no_length_ends_at_the_limit(tiny_folder: Path) -> None:
+    worker = Worker(LLM(tiny_folder), Limits(total_tokens=20))
+    worker.opened.result(30)
+    _, ear = submit(worker, [5] * 4, SamplingParams(ignore_eos=True))
+    ending = ear.wait()
+    assert isinstance(ending, Finished)
+    assert (ending.finish_reason, len(ear.ids())) == (FinishReason.LENGTH, 16)
+    worker.close()
+
+
 def test_a_limit_is_what_may_still_be_asked_for(tiny_folder: Path) -> None:
     limits = Limits(prompt_tokens=4, total_tokens=6, n=2, stops=1, stop_length=3, logprobs=5)
     worker = Worker(LLM(tiny_folder), limits)

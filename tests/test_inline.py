@@ -13,6 +13,7 @@ import torch
 
 from byhand import LLM, SamplingParams
 from byhand.cache.kv_cache import PAGE_SIZE
+from byhand.engine.events import Stepped
 from byhand.errors import BadRequest, ByhandError
 from byhand.run import Run
 from tests.steering import Trap
@@ -75,12 +76,13 @@ def test_a_step_that_is_interrupted_can_be_taken_again(
     assert run.text == "".join(step.text for step in run.steps) == llm.detokenize(alone)
 
 
+@pytest.mark.parametrize("steps", [0, 4], ids=["the first Step is made at once", "all are made in the pass"])
 @pytest.mark.parametrize("place", ["the model", "the logits", "the choice", "the text"])
 def test_an_insert_that_is_interrupted_leaves_the_run_as_it_was(
-    llm: LLM, alone: list[int], monkeypatch: pytest.MonkeyPatch, place: str
+    llm: LLM, alone: list[int], monkeypatch: pytest.MonkeyPatch, place: str, steps: int
 ) -> None:
     run = llm.start(PROMPT, GREEDY)
-    for _ in range(4):
+    for _ in range(steps):
         run.step()
     before = (run.ids, run.steps, run.text)
     thing, name = PLACES[place](llm)
@@ -101,6 +103,19 @@ def test_a_pass_that_is_interrupted_keeps_no_page_that_it_has_not_filled(
     with pytest.raises(KeyboardInterrupt):
         run.step()
     assert (run.computed, llm.engine.pages_in_use) == (PAGE_SIZE, 1)
+
+
+def test_a_prompt_that_is_interrupted_is_processed_anew(
+    llm: LLM, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = llm.open_run(PROMPT, GREEDY, seed=0)
+    once(monkeypatch, llm.model, "forward", after=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.prefill()
+    assert (run.computed, llm.engine.pages_in_use) == (0, 0)
+    run.prefill()
+    assert run.computed == len(PROMPT)
+    assert [step.token.id for step in run] == alone
 
 
 def test_who_interrupts_a_call_leaves_the_runs_of_other_threads_whole(
@@ -253,6 +268,16 @@ def test_a_script_fills_its_passes(llm: LLM) -> None:
     llm.engine.forward = counting  # type: ignore[method-assign]
     llm.generate([[number] for number in range(2, 52)] + [[7] * 200], GREEDY.replace(max_tokens=1))
     assert passes == [[1] * 50 + [200]]
+
+
+def test_choices_take_their_first_token_together(llm: LLM) -> None:
+    told: list[int] = []
+    params = GREEDY.replace(n=3)
+    llm.driver.submit(
+        PROMPT, params, 0, lambda event: told.append(event.choice) if isinstance(event, Stepped) else None
+    )
+    llm.driver.loop.step()
+    assert told == [0, 1, 2]
 
 
 def test_a_run_that_failed_says_so_once(llm: LLM, alone: list[int]) -> None:

@@ -222,6 +222,8 @@ def test_a_listener_that_raises_closes_its_run_alone(worker: Worker, moment: str
     helm = Helm.open(worker, PROMPT)
     if "at once" in moment:
         assert helm.go(until=Breakpoint(entropy=0.0)) == Paused(0, "entropy")  # the next token's logits are there
+    else:
+        assert helm.go(1) == Paused(0, "count")
 
     def react(event: Event) -> None:
         if isinstance(event, Paused if "pause" in moment else Stepped):

@@ -142,6 +142,11 @@ def test_logits_in_blocks_are_a_passs_own(llm: LLM, monkeypatch: pytest.MonkeyPa
     assert torch.equal(torch.cat(found), expected)
 
 
+def test_a_block_holds_a_row_at_least(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 383)
+    assert llm.logits([5, 6, 7]).shape == (3, 384)
+
+
 # Prompts.
 
 

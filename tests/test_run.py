@@ -190,6 +190,12 @@ def test_an_inserted_token_is_judged_by_what_stands_before_it(llm: LLM) -> None:
         assert [each.prob for each in given.top] == pytest.approx([each.prob for each in forced.top], abs=1e-4)
 
 
+def test_one_inserted_token_is_followed_by_its_own_prediction(llm: LLM) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    run.insert([40])
+    assert run.step().token.id == ids_of(llm, [*llm.encode(PROMPT), 40], GREEDY)[0]
+
+
 def test_only_the_last_of_inserted_tokens_may_end_a_run_and_none_says_so(llm: LLM) -> None:
     run = llm.start(PROMPT, SamplingParams(max_tokens=3))
     assert [step.finish_reason for step in run.insert([40, 41, 42])] == [None] * 3

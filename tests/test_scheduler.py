@@ -170,6 +170,12 @@ def test_places_are_bounded() -> None:
     assert scheduler.admit(lambda _: None) == [runs[3]]
 
 
+def test_a_prompt_gets_a_row_beside_very_many_streams() -> None:
+    scheduler = Scheduler(PagePool(200, PAGE_SIZE), max_running=130, max_rows=512, mixed_rows=128)
+    runs = [bare_run(1) for _ in range(129)] + [bare_run(50)]
+    assert scheduler.plan(runs)[-1].sequence is runs[-1]
+
+
 def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
     scheduler = small_scheduler(pages=100, running=3)
     runs = [bare_run(2) for _ in range(6)]
