@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from byhand import LLM, SamplingParams
+from byhand import LLM, FinishReason, SamplingParams
 from byhand.cache.kv_cache import PAGE_SIZE
-from byhand.engine.events import Stepped
+from byhand.engine.events import Finished, Stepped
 from byhand.errors import BadRequest, ByhandError
 from byhand.run import Run
 from tests.steering import Trap
@@ -74,6 +74,20 @@ def test_a_step_that_is_interrupted_can_be_taken_again(
     list(run)
     assert run.ids == [*PROMPT, *alone]
     assert run.text == "".join(step.text for step in run.steps) == llm.detokenize(alone)
+
+
+def test_the_last_step_that_is_interrupted_has_not_ended_the_run(
+    llm: LLM, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    for _ in alone[1:]:
+        run.step()
+    once(monkeypatch, llm.engine.output, "make_step", after=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.step()
+    assert run.finish_reason is None
+    assert run.step().finish_reason is FinishReason.LENGTH
+    assert run.ids == [*PROMPT, *alone]
 
 
 @pytest.mark.parametrize("steps", [0, 4], ids=["the first Step is made at once", "all are made in the pass"])
@@ -198,6 +212,23 @@ def test_what_a_stage_asks_leaves_the_rest_of_a_pass_as_it_is(llm: LLM, monkeypa
     steps = llm.start(PROMPT, GREEDY.replace(stages=(asks,))).insert(long)
     assert [step.logprob for step in steps] == [step.logprob for step in expected]
     assert asked == [len(long)] * len(long)
+
+
+def test_a_stage_may_end_another_request_of_its_step(llm: LLM, alone: list[int]) -> None:
+    others, told = list[Any](), list[Any]()
+
+    def ends(ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
+        if len(ids) == len(PROMPT) + 2:
+            others[0].cancel()
+        return logits
+
+    handle = llm.driver.submit(PROMPT, GREEDY.replace(stages=(ends,)), 0, told.append)
+    others.append(llm.driver.submit([8, 9], GREEDY, 0, told.append))
+    llm.driver.run(lambda: handle.is_done)
+    assert others[0].is_done
+    assert [event.finish_reason for event in told if isinstance(event, Finished)] == ["abort", "length"]
+    assert len([event for event in told if isinstance(event, Stepped)]) == len(alone) + 2
+    assert llm.engine.pages_in_use == 0
 
 
 def test_a_stage_cannot_step_a_run_of_the_loop_that_waits_for_it(llm: LLM) -> None:

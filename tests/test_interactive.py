@@ -275,6 +275,7 @@ def test_a_token_that_fails_is_not_in_the_list(worker: Worker) -> None:
     helm = Helm.open(worker, PROMPT, GREEDY.replace(stages=(trap,)))
     trap.position = len(PROMPT) + 2
     assert "the trap has closed" in str(helm.go(5).error)
+    assert worker.stats().finished["error"] == 1
     assert helm.ids == [*PROMPT, *helm.told] == PROMPT + alone(worker, 2)
     trap.position = None
     with pytest.raises(ByhandError, match="the run has ended"):

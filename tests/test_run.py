@@ -196,6 +196,12 @@ def test_one_inserted_token_is_followed_by_its_own_prediction(llm: LLM) -> None:
     assert run.step().token.id == ids_of(llm, [*llm.encode(PROMPT), 40], GREEDY)[0]
 
 
+def test_inserted_text_is_shown_at_once_and_begins_no_stop(llm: LLM) -> None:
+    run = llm.start(PROMPT, GREEDY.replace(stop=("then the",)))
+    assert [step.text for step in run.insert(" then")] == [" then"]
+    assert run.step(force=" the").finish_reason is None
+
+
 def test_only_the_last_of_inserted_tokens_may_end_a_run_and_none_says_so(llm: LLM) -> None:
     run = llm.start(PROMPT, SamplingParams(max_tokens=3))
     assert [step.finish_reason for step in run.insert([40, 41, 42])] == [None] * 3
@@ -412,6 +418,17 @@ def test_a_page_is_named_by_what_stands_before_it_now(llm: LLM) -> None:
     assert witness.usage.cached_tokens == 0
     mixed = [*first[:32], *other[32:], 5]  # its third page stands on other ids than those of the run
     assert llm.start(mixed, GREEDY).usage.cached_tokens == 32
+
+
+def test_a_fork_names_its_pages_by_what_stands_before_them(llm: LLM) -> None:
+    dice = random.Random(8)
+    shared, first, second, third = (dice.choices(range(2, 384), k=count) for count in (32, 16, 16, 16))
+    run = llm.start(shared, GREEDY)
+    twin = run.fork()
+    twin.insert(first)
+    run.insert([*second, *third])
+    for ids, found in (([*shared, *first, *third, 5], 48), ([*shared, *second, *third, 5], 64)):
+        assert llm.start(ids, GREEDY).usage.cached_tokens == found
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

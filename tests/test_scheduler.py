@@ -23,7 +23,7 @@ from byhand.engine.events import Event, Failed, Finished, Stepped
 from byhand.engine.limits import Limits
 from byhand.engine.loop import EngineLoop
 from byhand.engine.request import Request, RequestHandle
-from byhand.engine.scheduler import Scheduler, schedule
+from byhand.engine.scheduler import Chunk, Scheduler, schedule
 from byhand.engine.sequence import Sequence
 from byhand.types import Step
 from tests.conftest import tiny_llama
@@ -197,6 +197,23 @@ def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
     third.pages = [0]
     assert scheduler.admit(lambda _: None) == [second, third]
     assert scheduler.victim(third) is None  # an older one never gives way to a younger
+
+
+def test_who_gave_its_pages_up_for_a_pass_is_not_in_it(tiny_folder: Path) -> None:
+    engine = LLM(tiny_folder, cache_tokens=5 * PAGE_SIZE).engine
+    oldest, second, third = (engine.open([number] * 40, SamplingParams(), seed=0) for number in (5, 6, 7))
+    engine.forward(engine.reserve([Chunk(run, 0, 20, 20) for run in (second, third)], lambda _: None))
+    victims = [second, third]
+    chunks = [Chunk(oldest, 0, 40, 40), Chunk(second, 20, 21, 1)]
+    assert engine.reserve(chunks, lambda _: victims.pop(0)) == chunks[:1]
+    assert (second.computed, third.computed) == (0, 20)
+
+
+def test_who_finds_too_little_room_takes_none_of_it(tiny_folder: Path) -> None:
+    engine = LLM(tiny_folder, cache_tokens=2 * PAGE_SIZE).engine
+    run = engine.open([5] * 40, SamplingParams(), seed=0)
+    assert engine.reserve([Chunk(run, 0, 40, 40)], lambda _: None) == []
+    assert (run.pages, engine.pages_in_use) == ([], 0)
 
 
 # Turns: many runs on a small cache, no threads.
