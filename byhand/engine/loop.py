@@ -272,14 +272,9 @@ class EngineLoop:
         for choice in range(1, request.followers + 1):
             twin = operations.fork(self.engine, request.sequence, choice=choice)
             twin.read_prompt = None
-            self.requests[twin] = Request(
-                request.handle,
-                choice,
-                twin,
-                deadline=request.deadline,
-                prompt_told=request.prompt_told,
-                was_admitted=True,
-            )
+            follower = Request(request.handle, choice, twin, request.deadline, prompt_told=request.prompt_told)
+            follower.was_admitted = True
+            self.requests[twin] = follower
             self.scheduler.arrive(twin, beside=request.sequence)
         request.followers, self._has_forked = 0, True
 
