@@ -13,6 +13,7 @@ import torch
 
 from byhand import LLM, FinishReason, SamplingParams
 from byhand.cache.kv_cache import PAGE_SIZE
+from byhand.engine import operations
 from byhand.engine.events import Finished, Stepped
 from byhand.errors import BadRequest, ByhandError
 from byhand.run import Run
@@ -151,6 +152,19 @@ def test_who_interrupts_a_call_leaves_the_runs_of_other_threads_whole(
     llm.driver.run_to_rest(handle)
     assert run.ids == [*PROMPT, *alone[:6]]
     assert run.text == llm.detokenize(run.ids[len(PROMPT) :])
+
+
+def test_who_interrupts_a_call_leaves_the_operations_of_other_threads_under_way(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, expected = llm.start(PROMPT, GREEDY), llm.start(PROMPT, GREEDY).insert([9] * 5)
+    done = run._handle.change(lambda engine, sequence: operations.insert(engine, sequence, [9] * 5))
+    once(monkeypatch, llm.model, "forward", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([8, 9], GREEDY)
+    llm.driver.run_to_rest(run._handle)
+    assert [step.token for step in done.result(20)] == [step.token for step in expected]
+    assert run.ids == PROMPT + [9] * 5
 
 
 def test_a_call_that_is_interrupted_holds_no_page_and_ends_its_requests(
