@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Unpack
 
 from byhand import html, reprs
@@ -145,11 +146,10 @@ class Run:
         return self._change(lambda engine, sequence: operations.edit(engine, sequence, position, number))
 
     def _change(self, operation: Operation) -> list[Step]:
-        done = self._handle.change(operation)
-        if not done.done():
-            self._driver.run_to_rest(self._handle)
+        asked: list[Future[list[Step]]] = []
+        self._driver.run_to_rest(self._handle, lambda: asked.append(self._handle.change(operation)))
         self._raise_failure()
-        return done.result()
+        return asked[0].result()
 
     def _raise_failure(self) -> None:
         if self._failures:

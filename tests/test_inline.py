@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from linecache import getline
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,64 @@ def test_an_insert_that_is_interrupted_leaves_the_run_as_it_was(
     assert (run.ids, run.steps, run.text) == before
     list(run)
     assert run.ids == [*PROMPT, *alone]
+
+
+def at_line(number: int, act: Callable[[], object]) -> bool:
+    """Do something, interrupted before the line of this number among those of the driver and the handle."""
+    lines = count(1)
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if Path(frame.f_code.co_filename).name not in ("inline.py", "interactive.py"):
+            return None
+        # Python lets a signal in after a call and at a loop's turn: not between a setting and its `try` or `finally`.
+        here = getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        between = here.startswith("with ") or here == "try:" or "is_stepping = " in here
+        if event == "line" and not between and next(lines) == number:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+ACTS: dict[str, Callable[[Run], object]] = {
+    "step": lambda run: run.step(),
+    "insert": lambda run: run.insert([9, 10]),
+    "edit": lambda run: run.edit(1, 9),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_an_interruption_at_any_line_leaves_the_run_whole(llm: LLM, act: str) -> None:
+    for number in count(1):
+        run = llm.start(PROMPT, GREEDY)
+        run.step()
+        if not at_line(number, lambda run=run: ACTS[act](run)):  # type: ignore[misc]
+            break
+        before = run.ids
+        assert len(before) == len(run.steps) + run.prompt_length
+        llm.generate([8], GREEDY.replace(max_tokens=1))
+        assert run.ids == before
+        assert len(run.step().text) <= len(run.text)
+    assert number > 10
+
+
+def test_who_is_refused_leaves_what_is_under_way(llm: LLM) -> None:
+    run = llm.start(PROMPT, GREEDY)
+    done = run._handle.change(lambda engine, sequence: operations.insert(engine, sequence, [9] * 5))
+    with pytest.raises(BadRequest, match="still being computed"):
+        run.step()
+    llm.driver.run_to_rest(run._handle)
+    assert [step.token.id for step in done.result(20)] == [9] * 5
+    assert run.ids == PROMPT + [9] * 5
 
 
 def test_a_pass_that_is_interrupted_keeps_no_page_that_it_has_not_filled(

@@ -72,8 +72,8 @@ class InlineDriver:
     def take(self, handle: InteractiveHandle, force: int | None) -> None:
         """One token of a request, the sampler's or `force`."""
         with self.engine.lock:
-            handle.start(self.loop, 1, None, force)
-            self.run_to_rest(handle)
+            handle.request(self.loop)  # what is under way is another's, and is not taken back
+            self.run_to_rest(handle, lambda: handle.start(self.loop, 1, None, force))
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Step the loop until something is over."""
@@ -98,18 +98,19 @@ class InlineDriver:
             if not isinstance(request, InteractiveRequest) or request.settling is None:
                 operations.drop_unfinished(self.engine, sequence)
 
-    def run_to_rest(self, handle: InteractiveHandle) -> None:
-        """Step the loop until a request rests; whoever interrupts that finds it as it was after its last step."""
+    def run_to_rest(self, handle: InteractiveHandle, begin: Callable[[], object] = bool) -> None:
+        """Begin something, step the loop until it is done; who interrupts that finds the run as after its last step."""
         request = handle.request_in(self.loop)
         try:
+            begin()
             self.run(lambda: not request.is_active)
         except BaseException:
             with self.engine.lock:
-                self._take_back(handle)
+                if request.is_active or request.before is not None:
+                    self._take_back(request)
             raise
 
-    def _take_back(self, handle: InteractiveHandle) -> None:
-        request = handle.request_in(self.loop)
+    def _take_back(self, request: InteractiveRequest) -> None:
         before = request.before
         request.settling = request.before = request.done = None
         self.loop.set_idle(request)

@@ -118,14 +118,14 @@ class InteractiveHandle(RequestHandle):
             request = self._standing(loop)
             if mark is not None:
                 mark()
-            before = request.sequence.snapshot()
+            request.before = before = request.sequence.snapshot()
             try:
                 steps = operation(loop.engine, request.sequence)
             except BaseException:
                 operations.restore(loop.engine, request.sequence, before)
+                request.before = None
                 raise
             request.remember(before)
-            request.before = before
             self._settle(loop, request, done, steps)
 
         self._driver.post(change, done)
