@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from byhand import LLM
 from byhand.engine.limits import Limits
 from byhand.record import Record
+from byhand.server.live.session import Session
 from tests.serving import until
 from tests.wires import Json, Station, Wire, station, wire
 
@@ -40,25 +43,24 @@ def live(at: Station) -> Iterator[Wire]:
 
 
 def test_every_event_carries_the_id_of_the_frame_that_it_follows(live: Wire) -> None:
+    operations: list[tuple[str, Json, list[str]]] = [
+        ("step", {"count": 2}, ["step", "paused"]),
+        ("force", {"token": 7}, ["step", "paused"]),
+        ("insert", {"ids": [8, 9]}, ["step", "changed"]),
+        ("edit", {"position": 8, "token": 4}, ["step", "changed"]),
+        ("rewind", {}, ["changed"]),
+        ("undo", {}, ["changed"]),
+        ("set", {"params": {"top_k": 3}}, ["set"]),
+        ("pause", {}, ["paused"]),
+        ("run", {"until": {"token": 7}}, ["step", "finished"]),
+        ("logits", {"index": 240}, ["logits"]),
+        ("switch", {}, ["switched"]),
+    ]
     live.kinds()
     live.send("start", id="s", prompt=PROMPT, params={"temperature": 0, "ignore_eos": True}, top=1)
     live.get("paused")
     assert live.kinds() == [("started", "s"), ("prefill", "s"), ("reading", "s"), ("paused", "s")]
-    for number, (op, fields, events) in enumerate(
-        [
-            ("step", {"count": 2}, ["step", "paused"]),
-            ("force", {"token": 7}, ["step", "paused"]),
-            ("insert", {"ids": [8, 9]}, ["step", "changed"]),
-            ("edit", {"position": 8, "token": 4}, ["step", "changed"]),
-            ("rewind", {}, ["changed"]),
-            ("undo", {}, ["changed"]),
-            ("set", {"params": {"top_k": 3}}, ["set"]),
-            ("pause", {}, ["paused"]),
-            ("run", {"until": {"token": 7}}, ["step", "finished"]),
-            ("logits", {"index": 240}, ["logits"]),
-            ("switch", {}, ["switched"]),
-        ]
-    ):
+    for number, (op, fields, events) in enumerate(operations):
         run = live.ask("tree", "tree")["runs"][0]["run"] if op == "switch" else None
         live.kinds()
         live.send(op, id=number, **fields, **({"run": run} if run else {}))
@@ -67,7 +69,9 @@ def test_every_event_carries_the_id_of_the_frame_that_it_follows(live: Wire) -> 
 
 
 def test_a_start_says_what_it_begins_with(at: Station, live: Wire) -> None:
-    started = live.ask("started", "start", prompt=PROMPT, params={"max_tokens": 5, "temperature": 0.5}, id=1)
+    started = live.ask(
+        "started", "start", prompt=PROMPT, params={"max_tokens": 5, "temperature": 0.5, "ignore_eos": True}, id=1
+    )
     assert started["ids"] == PROMPT
     assert [token["id"] for token in started["tokens"]] == PROMPT
     assert [token["text"] for token in started["tokens"]] == [at.llm.tokenizer.token(token).text for token in PROMPT]
@@ -78,7 +82,7 @@ def test_a_start_says_what_it_begins_with(at: Station, live: Wire) -> None:
     assert [len(f["top"]) for f in live.seen if f["event"] == "reading"] == [5] * 6  # as many as when none are named
     live.kinds()
     live.ask("finished", "run")
-    assert live.steps() == at.tokens(PROMPT, 5, temperature=0.5, seed=seed, ignore_eos=False)
+    assert live.steps() == at.tokens(PROMPT, 5, temperature=0.5, seed=seed)
 
 
 def test_a_prompt_that_nobody_wants_to_read_is_not_told(live: Wire) -> None:
@@ -325,26 +329,27 @@ def test_logits_are_those_before_a_token_and_before_the_one_to_come(at: Station,
 # Errors.
 
 
+WRONG: list[tuple[str, Json, str]] = [
+    ("force", {"token": 384}, "token"),
+    ("force", {"token": "no one token"}, "token"),
+    ("insert", {"ids": []}, "text"),
+    ("insert", {"ids": [5] * 300}, "text"),
+    ("edit", {"position": 9, "token": 5}, "position"),
+    ("rewind", {"count": 9}, "count"),
+    ("set", {"params": {"top_k": -3}}, "top_k"),
+    ("set", {"params": {"stop": MANY}}, "stop"),
+    ("set", {"params": {"banned_ids": [384]}}, "banned_ids"),
+    ("fork", {"seed": 2**64}, "seed"),
+    ("step", {"until": {"margin": -1}}, "margin"),
+    ("logits", {"index": 9}, "index"),
+]
+
+
 def test_what_is_refused_leaves_the_run_as_it_was(live: Wire) -> None:
     run = live.begin(PROMPT, max_tokens=5)["run"]
     live.ask("paused", "step", count=3)
     before = live.state()
-    for number, (op, fields, param) in enumerate(
-        [
-            ("force", {"token": 384}, "token"),
-            ("force", {"token": "no one token"}, "token"),
-            ("insert", {"ids": []}, "text"),
-            ("insert", {"ids": [5] * 300}, "text"),
-            ("edit", {"position": 9, "token": 5}, "position"),
-            ("rewind", {"count": 9}, "count"),
-            ("set", {"params": {"top_k": -3}}, "top_k"),
-            ("set", {"params": {"stop": MANY}}, "stop"),
-            ("set", {"params": {"banned_ids": [384]}}, "banned_ids"),
-            ("fork", {"seed": 2**64}, "seed"),
-            ("step", {"until": {"margin": -1}}, "margin"),
-            ("logits", {"index": 9}, "index"),
-        ]
-    ):
+    for number, (op, fields, param) in enumerate(WRONG):
         error = live.refused(op, run=run, id=number, **fields)
         assert (error["id"], error["run"], error["param"]) == (number, run, param), op
     assert live.state() == before
@@ -359,7 +364,8 @@ def test_what_is_refused_leaves_the_run_as_it_was(live: Wire) -> None:
 
 
 def test_a_start_that_fails_takes_no_place(live: Wire) -> None:
-    for fields in [{"prompt": [384]}, {"prompt": []}, {"prompt": PROMPT, "params": {"stop": MANY}}] * 2:
+    wrong: list[Json] = [{"prompt": [384]}, {"prompt": []}, {"prompt": PROMPT, "params": {"stop": MANY}}]
+    for fields in wrong * 2:
         error = live.refused("start", id="s", **fields)
         assert (error["id"], error["code"]) in {("s", "invalid_value"), ("s", "limit_exceeded")}
         assert error["run"] is not None
@@ -372,7 +378,12 @@ def test_a_connection_has_so_many_runs_and_no_more(live: Wire) -> None:
     runs = [live.begin(PROMPT)["run"] for _ in range(3)]
     record = live.ask("record", "record", run=runs[0])["record"]
     runs.append(live.ask("forked", "fork", run=runs[0])["run"])
-    for op, fields in [("start", {"prompt": PROMPT}), ("load", {"record": record}), ("fork", {"run": runs[0]})]:
+    more: list[tuple[str, Json]] = [
+        ("start", {"prompt": PROMPT}),
+        ("load", {"record": record}),
+        ("fork", {"run": runs[0]}),
+    ]
+    for op, fields in more:
         error = live.refused(op, id=op, **fields)
         assert (error["code"], error["param"], error["id"]) == ("limit_exceeded", "op", op)
     live.ask("finished", "stop", run=runs[1])
@@ -430,6 +441,16 @@ def test_a_loaded_run_is_the_recorded_one_and_goes_on_as_it_did(at: Station, liv
     live.ask("finished", "run", run=third)
     assert live.steps() == onward
     assert Record.from_json({**ended, "created": "then"}).prompt_ids == PROMPT
+
+
+def test_whoever_takes_a_record_lets_no_page_go(at: Station, live: Wire) -> None:
+    live.begin(LONG)
+    for _ in range(3):
+        live.state()
+        assert at.pages == 3
+    live.ask("paused", "step")
+    [run] = live.ask("tree", "tree")["runs"]
+    assert (run["pages"], run["computed"]) == (3, 40)
 
 
 def test_a_record_that_is_too_long_or_of_another_vocabulary_is_refused(tiny_folder: Path) -> None:
@@ -560,6 +581,44 @@ def test_a_full_queue_holds_every_run_of_its_connection(tiny_folder: Path) -> No
         for number, run in enumerate(runs):
             mine = [f["step"]["token"]["id"] for f in live.seen if f["event"] == "step" and f["run"] == run]
             assert mine == at.tokens([5 + number], 100)
+
+
+@pytest.mark.parametrize("way", ["start", "fork", "load"])
+def test_a_run_that_comes_while_the_queue_is_full_is_held_like_the_others(tiny_folder: Path, way: str) -> None:
+    with station(LLM(tiny_folder), live_queue=16) as at:
+
+        def made() -> int:
+            return at.worker.stats().generated_tokens
+
+        async def talk() -> None:
+            session = Session(at.live, at.worker, at.worker.limits)
+            taken: list[Json] = []
+
+            async def say(op: str, **fields: Any) -> None:
+                await session.receive(json.dumps({"op": op, **fields}))
+
+            async def hear(event: str, times: int = 1) -> Json:
+                while sum(frame["event"] == event for frame in taken) < times:
+                    taken.append(await session.outbox.take() or {})
+                return taken[-1]
+
+            params = {"temperature": 0, "ignore_eos": True, "max_tokens": 100}
+            await say("start", prompt=[5], params=params, top=0)
+            first = (await hear("paused"))["run"]
+            await say("record")
+            record = (await hear("record"))["record"]
+            await say("run")
+            assert await asyncio.to_thread(until, lambda: made() >= 15, 20)
+            fields = {"start": {"prompt": [6], "params": params}, "fork": {"run": first}, "load": {"record": record}}
+            await say(way, **fields[way])
+            assert await asyncio.to_thread(until, lambda: len(session.runs) == 2, 20)
+            second = next(name for name in session.runs if name != first)
+            await say("run", run=second)
+            assert not await asyncio.to_thread(until, lambda: made() > 16 + 4, 1.0)
+            await hear("finished", 2)
+            session.end()
+
+        at.do(talk())
 
 
 def test_found_runs_outlive_the_time_in_which_they_could_be_found(tiny_folder: Path) -> None:

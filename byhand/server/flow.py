@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -43,9 +44,11 @@ class Flow:
         def listen(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._put, place, event)
             if ends is not None and isinstance(event, Stepped) and ends(event.choice, event.step):
-                self._worker.post(lambda loop: loop.stop(self._handles[place], event.choice))
+                self._worker.post(lambda loop: loop.stop(submitted.result(), event.choice))
 
+        submitted: Future[RequestHandle] = Future()  # its first step may be told before `submit` has returned
         self._handles.append(self._worker.submit(ids, params, listen, read_prompt=read_prompt))
+        submitted.set_result(self._handles[place])
         self._open += params.n
 
     def _put(self, place: int, event: Event) -> None:

@@ -74,13 +74,8 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
         handle.run = run
         session.answer(frame, "started", handle, values)
 
-    handle.request = session.worker.open(
-        ids,
-        params,
-        session.listener(handle),
-        read_prompt=top or None,
-        prepare=prepare,
-    )
+    listener = session.listener(handle)
+    session.steer(handle, session.worker.open(ids, params, listener, read_prompt=top or None, prepare=prepare))
     await handle.standing.wait()
 
 
@@ -115,7 +110,7 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
         session.answer(frame, "started", handle, values)
 
     handle.mark = frame.id
-    handle.request = session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill)
+    session.steer(handle, session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill))
     await handle.standing.wait()
 
 
@@ -134,11 +129,11 @@ async def fork(session: Session, frame: Frame, handle: Handle) -> None:
         params.replace(seed=seed)
     twin = session.add_run(handle.name, at)
     try:
-        twin.request = await _wait(handle.interactive().fork(session.listener(twin), seed))
+        session.steer(twin, await _wait(handle.interactive().fork(session.listener(twin), seed)))
     except BaseException:
         session.remove_run(twin)
         raise
-    view = await _wait(twin.request.look(lambda _, run: views.run_view(session.worker.llm, run)))
+    view = await _wait(twin.interactive().look(lambda _, run: views.run_view(session.worker.llm, run)))
     session.answer(frame, "forked", twin, {"parent": handle.name, "at": len(view["ids"]), **view})
     twin.at = len(view["ids"])
 

@@ -27,6 +27,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it has called `hold`, and not `release` yet."""
+        return self._is_full
+
     def put(self, item: Item) -> None:
         """Queue a frame, or a function that makes it when its turn has come. From any thread."""
         if self._is_closed:

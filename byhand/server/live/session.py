@@ -82,6 +82,12 @@ class Session:
             if handle.request is not None:
                 handle.request.release()
 
+    def steer(self, handle: Handle, request: InteractiveHandle) -> None:
+        """Give a run its request; it waits like the others where nobody takes their events."""
+        handle.request = request
+        if self.outbox.is_full:
+            request.hold()
+
     # Frames in.
 
     async def receive(self, text: str | bytes) -> None:
@@ -210,6 +216,7 @@ class Session:
                 self.runs[handle.name] = handle
                 request.listener = self.listener(handle)
                 request.release()
+                self.steer(handle, request)
         self.current = other.current
         return [handle for handle in handles if handle.request is not None]
 
