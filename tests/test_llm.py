@@ -121,6 +121,35 @@ def test_score_is_the_sum_of_log_softmax(llm: LLM) -> None:
     assert math.isnan(llm.score([5]).perplexity)
 
 
+def test_a_score_tells_tokens_and_ranks_and_of_a_continuation_alone(llm: LLM) -> None:
+    ids = llm.encode(PROMPT)
+    logits = llm.logits(ids)
+    ranks = [1 + int((logits[i] > logits[i, ids[i + 1]]).sum()) for i in range(len(ids) - 1)]
+    score = llm.score(PROMPT)
+    assert [token.id for token in score.tokens] == ids
+    assert score.ranks == [None, *ranks]
+    for cut in range(1, len(ids)):
+        part = llm.score(ids[:cut], ids[cut:])
+        assert [token.id for token in part.tokens] == ids[cut:]
+        assert part.ranks == ranks[cut - 1 :]
+        assert part.logprobs == pytest.approx(score.logprobs[cut:], abs=1e-5)
+    text = llm.score(PROMPT, " over")
+    assert [token.id for token in text.tokens] == llm.encode(PROMPT + " over")[len(ids) :]
+
+
+def test_a_reading_in_blocks_is_the_reading(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = llm.read(PROMPT, top=3)
+    score = llm.score(PROMPT)
+    monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 384 * 3)
+    blocks = llm.read(PROMPT, top=3)
+    assert [at.position for at in blocks] == list(range(len(whole)))
+    for one, other in zip(blocks, whole, strict=True):
+        assert [c.token for c in one.top] == [c.token for c in other.top]
+        assert (one.token, one.actual and one.actual.token) == (other.token, other.actual and other.actual.token)
+        assert one.actual is None or one.actual.rank == other.actual.rank  # type: ignore[union-attr]
+    assert llm.score(PROMPT).logprobs[1:] == pytest.approx(score.logprobs[1:], abs=1e-5)
+
+
 def test_logits_equal_in_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = llm.encode(PROMPT)
     whole = llm.logits(ids)
@@ -173,6 +202,14 @@ def test_bad_prompts_are_named(llm: LLM, prompt: list[int], message: str) -> Non
             use(prompt)  # type: ignore[operator]
         assert caught.value.param == "prompt"
     assert llm.engine.pages_in_use == 0
+
+
+def test_a_prompt_may_fill_the_context_and_no_more(llm: LLM) -> None:
+    assert len(llm.encode([5] * 256)) == 256
+    assert llm.start([5] * 256).ids == [5] * 256
+    assert len(llm.read([5] * 256)) == 256
+    with pytest.raises(PromptError, match="257 tokens"):
+        llm.encode([5] * 257)
 
 
 def test_an_id_the_tokenizer_lacks_is_legal_where_the_model_has_it(tmp_path: Path) -> None:
@@ -230,6 +267,47 @@ def test_generate_one_and_many(llm: LLM) -> None:
     assert one.usage.prompt_tokens == len(llm.encode(PROMPT))
     assert one.usage.completion_tokens == len(one.ids) == len(one.steps) == 5
     assert llm.generate([[5, 6]], params)[0].ids == many[1].ids  # type: ignore[index]
+
+
+def test_choices_come_prompt_by_prompt_with_dice_of_their_own(llm: LLM) -> None:
+    prompts = [[5, 6], [7, 8, 9], [10]]
+    params = SamplingParams(max_tokens=6, temperature=1.5, seed=3, n=3, ignore_eos=True)
+    found = llm.generate(prompts, params)
+    assert isinstance(found, list)
+    assert [done.prompt_ids for done in found] == [prompt for prompt in prompts for _ in range(3)]
+    for place, done in enumerate(found):
+        alone = llm.start_run(prompts[place // 3], params.replace(n=1), seed=3, choice=place % 3)
+        list(alone)
+        assert (done.ids, alone.choice) == (alone.ids[len(done.prompt_ids) :], place % 3)
+    assert len({tuple(done.ids) for done in found}) == 9
+    assert llm.engine.pages_in_use <= 9  # those of the last runs, until they are collected
+
+
+def test_a_run_that_has_ended_gives_its_pages_to_those_that_go_on(llm: LLM) -> None:
+    long, short = [5] * 40, [6, 7, 8] * 20
+    first = llm.generate(short, max_tokens=1)
+    seen: list[tuple[int, int]] = []
+
+    def watching(ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        seen.append((ids[0], llm.engine.pages_in_use))
+        return logits
+
+    end = first.ids[0]
+    found = llm.generate([short, long], stop_ids=[end], max_tokens=12, ignore_eos=True, stages=(watching,))
+    assert [len(done.ids) for done in found] == [1, 12]
+    assert seen[-1] == (5, 4)  # 52 tokens
+    assert llm.engine.pages_in_use == 0
+
+
+def test_an_interruption_leaves_no_page_behind(llm: LLM) -> None:
+    def interrupted(ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        if len(ids) > 6:
+            raise KeyboardInterrupt
+        return logits
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        llm.generate([[5, 6, 7], [8] * 4], max_tokens=20, ignore_eos=True, stages=(interrupted,))
+    assert llm.engine.pages_in_use == 0, caught  # whose frames still hold the runs
 
 
 def test_stream_is_generate(llm: LLM) -> None:

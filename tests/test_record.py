@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from byhand import LLM, Record, RecordError, Run, SamplingParams
-from byhand.record import replay
+from byhand.record import replay, write_whole
+from tests.conftest import tiny_llama
 
 PARAMS = SamplingParams(temperature=0.9, top_k=40, seed=5, max_tokens=12)
 
@@ -147,6 +149,176 @@ def test_a_stage_that_a_file_cannot_hold_leaves_the_raw_numbers_to_compare(llm: 
     assert [(found.index, found.field) for found in replay(wrong, llm)] == [(0, "entropy")]
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"stop": ["c"]}, "stop"), ({"max_tokens": 3}, "length"), ({"stop_ids": [*range(384)]}, "stop"), ({}, None)],
+)
+def test_a_record_says_how_the_run_ended(llm: LLM, tmp_path: Path, options: dict[str, Any], reason: str | None) -> None:
+    run = llm.start("the quick brown fox", temperature=1.5, seed=6, ignore_eos=True, **options)
+    while len(run.steps) < 30 and not run.finish_reason:
+        run.step()
+    run.record().save(tmp_path / "run.json")
+    record = Record.load(tmp_path / "run.json")
+    assert record.finish_reason == run.finish_reason == reason
+    assert record.stop_reason == run.stop_reason
+    assert (record.stop_reason is not None) == (reason == "stop")
+    assert record.text == run.text
+    assert record.usage == run.usage
+    assert record.created == json.loads((tmp_path / "run.json").read_text())["created"]
+    assert replay(record, llm) == []
+
+
+def test_a_run_of_no_step_has_its_dice_in_the_record(llm: LLM) -> None:
+    record = llm.start("the fox", temperature=1.0, seed=12).record()
+    assert (record.seed, record.params.seed, record.steps) == (12, 12, ())
+    assert record.ids == record.prompt_ids == llm.encode("the fox")
+
+
+def test_settings_that_no_step_was_made_with_are_in_the_record(llm: LLM, tmp_path: Path) -> None:
+    run = llm.start("the fox", PARAMS)
+    for temperature in (0.5, 0.9, 0.25):  # it comes back in between
+        run.step()
+        run.set(temperature=temperature)
+    run.record().save(tmp_path / "run.json")
+    record = Record.load(tmp_path / "run.json")
+    assert [(first, params.temperature) for first, params in record.settings] == [
+        (0, 0.9),
+        (1, 0.5),
+        (2, 0.9),
+        (3, 0.25),
+    ]
+    assert record.params == run.params
+    assert [record.params_at(index).temperature for index in range(4)] == [0.9, 0.5, 0.9, 0.25]
+    assert record.usage == run.usage
+    assert (record.usage.prompt_tokens, record.usage.completion_tokens) == (len(llm.encode("the fox")), 3)
+
+
+def test_stages_that_a_file_cannot_hold_are_named_for_the_steps_they_made(llm: LLM, tmp_path: Path) -> None:
+    def first(ids: Any, logits: Any) -> Any:
+        return logits
+
+    def second(ids: Any, logits: Any) -> Any:
+        logits[logits.argmax()] = -float("inf")
+        return logits
+
+    run = llm.start("the quick brown fox", SamplingParams(max_tokens=9, ignore_eos=True, stages=(first,)))
+    run.step()
+    run.set(stages=(first, second))
+    run.step()
+    run.set(stages=())
+    run.step()
+    run.record().save(tmp_path / "run.json")
+    record = Record.load(tmp_path / "run.json")
+    assert [record.missing_at(index) for index in range(3)] == [("first",), ("first", "second"), ()]
+    settings = json.loads((tmp_path / "run.json").read_text())["settings"]
+    assert [entry["params"]["stages"] for entry in settings] == [["first"], ["first", "second"], []]
+    assert replay(record, llm) == []
+    lies = dataclasses.replace(record.steps[2], top=record.steps[1].top)
+    assert replay(dataclasses.replace(record, steps=(*record.steps[:2], lies)), llm)
+    assert record.to_json() == json.loads((tmp_path / "run.json").read_text())
+
+
+LIES: dict[str, Any] = {
+    "rank": lambda step: {"rank": step["rank"] + 1},
+    "logprob": lambda step: {"logprob": step["logprob"] - 0.05},
+    "entropy": lambda step: {"entropy": step["entropy"] - 0.05},
+    "margin": lambda step: {"margin": step["margin"] + 0.05},
+    "tail_mass": lambda step: {"tail_mass": step["tail_mass"] + 0.05},
+    "draw.u": lambda step: {"draw": {**step["draw"], "u": step["draw"]["u"] + 0.05}},
+    "draw.low": lambda step: {"draw": {**step["draw"], "low": step["draw"]["low"] - 0.05}},
+    "draw.high": lambda step: {"draw": {**step["draw"], "high": step["draw"]["high"] + 0.05}},
+    "top[2].id": lambda step: {"top": [*step["top"][:2], {**step["top"][2], "id": 3}, *step["top"][3:]]},
+    "top[2].prob": lambda step: {"top": [*step["top"][:2], {**step["top"][2], "prob": 0.9}, *step["top"][3:]]},
+    "top[2].removed_by": lambda step: {
+        "top": [*step["top"][:2], {**step["top"][2], "removed_by": "min_p"}, *step["top"][3:]]
+    },
+    "top[9]": lambda step: {
+        "top": step["top"][:9],
+        "chain": [{**stage, "logits": stage["logits"][:9]} for stage in step["chain"]],
+    },
+}
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_a_replay_compares_each_number(llm: LLM, field: str) -> None:
+    run = llm.start("the quick brown fox", PARAMS)
+    list(run)
+    document = run.record().to_json()
+    step = document["steps"][2]
+    step.update(LIES[field](step))
+    [found] = replay(Record.from_json(document), llm)
+    assert (found.index, found.field) == (2, field)
+    [again] = replay(dataclasses.replace(run.record(), steps=Record.from_json(document).steps), llm)
+    assert again == found
+    assert found.recorded != found.now
+
+
+def test_a_replay_puts_the_recorded_token_in_the_place_of_another(llm: LLM) -> None:
+    run = llm.start("the quick brown fox", PARAMS)
+    run.step()
+    other = run.fork().step().top[3].token.id
+    run.step(force=other)
+    list(run)
+    document = run.record().to_json()
+    document["steps"][1]["forced"] = False
+    assert {(found.index, found.field) for found in replay(Record.from_json(document), llm)} >= {(1, "token")}
+    assert {found.index for found in replay(Record.from_json(document), llm)} == {1}  # what comes after saw its past
+
+
+def test_settings_that_name_no_seed_have_the_records(llm: LLM) -> None:
+    run = llm.start("the quick brown fox", PARAMS)
+    list(run)
+    record = run.record()
+    assert replay(dataclasses.replace(record, settings=((0, PARAMS.replace(seed=None)),)), llm) == []
+
+
+def test_a_replay_goes_on_where_another_model_ends(llm: LLM, tmp_path: Path) -> None:
+    run = llm.start("the quick brown fox", max_tokens=8)
+    list(run)
+    other = LLM(tiny_llama(tmp_path / "other", eos_token_id=[1, run.steps[2].token.id]))
+    assert {found.index for found in replay(run.record(), other)} <= {2}
+
+
+def test_a_replay_overlooks_the_last_bits(llm: LLM) -> None:
+    run = llm.start("the quick brown fox", PARAMS)
+    list(run)
+    document = run.record().to_json()
+    for step in document["steps"]:
+        step["logprob"] *= 1 + 1e-5
+        step["entropy"] += 1e-5
+    assert replay(Record.from_json(document), llm) == []
+
+
+def test_a_file_is_replaced_whole_and_a_link_stays_one(steered: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    record = steered.record()
+    target, link = tmp_path / "run.json", tmp_path / "link.json"
+    record.save(target)
+    link.symlink_to(target)
+    dataclasses.replace(record, text="other").save(link)
+    assert link.is_symlink()
+    assert Record.load(target).text == "other"
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="no room"):
+        record.save(target)
+    assert Record.load(target).text == "other"
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, "some text")
+        assert pipe.is_fifo()
+        assert os.read(reader, 100) == b"some text"
+    finally:
+        os.close(reader)
+
+
 def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy of the document with the value at `steps.0.rank` replaced (or removed, for ...)."""
     document = copy.deepcopy(document)
@@ -181,6 +353,11 @@ def change(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("settings.0.params.temperature", -1, r"record.settings\[0\].params: `temperature` is -1"),
         ("settings.0.params.hotness", 1, "hotness"),
         ("finish_reason", "bored", "record.finish_reason is 'bored'; known: stop, length, abort, error"),
+        ("stop_reason", True, "record.stop_reason is neither an id nor a string"),
+        ("steps.1.position", 2, r"record.steps\[1\] says index 1, position 2"),
+        ("ids.8", 99, "record.ids are not the prompt's ids and the steps'"),
+        ("settings.0.from", 1, "record.settings does not begin at step 0"),
+        ("usage.cached_tokens", None, "usage.cached_tokens"),
         ("stop_reason", [1], "record.stop_reason is neither an id nor a string"),
     ],
 )

@@ -603,3 +603,51 @@ def test_looking_changes_nothing(llm: LLM) -> None:
         llm.read(PROMPT)
     assert looked.completion().ids == plain.ids  # type: ignore[union-attr]
     assert len(looked.steps[0].top) == 50
+
+
+# What is handed out.
+
+
+def test_what_a_run_hands_out_is_the_callers_own(llm: LLM) -> None:
+    run = llm.start([5, 6, 7], SamplingParams(max_tokens=6, ignore_eos=True))
+    for _ in range(3):
+        run.step()
+    whole = (list(run.ids), list(run.prompt_ids), list(run.steps), list(run.step_params), run.text)
+    for handed in (run.ids, run.prompt_ids, run.steps, run.step_params):
+        handed.clear()
+    assert (run.ids, run.prompt_ids, run.steps, run.step_params, run.text) == whole
+    assert (len(run), run.prompt_length, run.prompt_ids) == (6, 3, [5, 6, 7])
+
+
+def test_a_completion_is_the_run_so_far(llm: LLM) -> None:
+    run = llm.start([5, 6, 7], SamplingParams(max_tokens=4, ignore_eos=True))
+    run.step()
+    run.step(force=0)  # the first token of the vocabulary is a token too
+    so_far = run.completion()
+    assert (so_far.prompt_ids, so_far.ids) == ([5, 6, 7], run.ids[3:])
+    assert so_far.ids[1] == 0
+    assert so_far.finish_reason is FinishReason.ABORT
+    assert run.to_dict()["finish_reason"] is None
+    assert (so_far.usage.prompt_tokens, so_far.usage.completion_tokens, so_far.usage.cached_tokens) == (3, 2, 0)
+    list(run)
+    assert run.completion().finish_reason is run.finish_reason is FinishReason.LENGTH
+    assert run.to_dict()["finish_reason"] == "length"
+    run.stop()
+    assert run.finish_reason is FinishReason.LENGTH  # what had ended it stays
+    again = llm.start([5, 6, 7], stop_ids=[*range(384)])
+    again.step()
+    assert again.completion().stop_reason == again.ids[3]
+
+
+def test_a_rewind_takes_one_token_back_where_no_number_is_named(llm: LLM) -> None:
+    run = llm.start([5, 6, 7], SamplingParams(max_tokens=6, ignore_eos=True))
+    tokens = [run.step().token.id for _ in range(3)]
+    run.rewind()
+    assert run.ids == [5, 6, 7, *tokens[:2]]
+
+
+def test_a_run_that_has_ended_has_no_more_steps_to_iterate_over(llm: LLM) -> None:
+    run = llm.start([5, 6, 7], SamplingParams(max_tokens=2, ignore_eos=True))
+    assert len(list(run)) == 2
+    assert list(run) == []
+    assert list(llm.stream([5, 6, 7], max_tokens=0)) == []

@@ -250,6 +250,16 @@ def test_an_echoed_prompt_has_what_was_read_of_it(server: Running) -> None:
             assert choice["text"].startswith(called.lstrip() if offset == 0 else called, offset)
 
 
+@pytest.mark.parametrize(("echoed", "read"), [(3, 1), (1, 3), (0, 2)])
+def test_an_echo_may_be_read_deeper_than_the_prompt(server: Running, echoed: int, read: int) -> None:
+    asked = {"prompt": PROMPTS[0], "echo": True, "max_tokens": 1}
+    [choice] = server.post("/v1/completions", **asked, logprobs=echoed, prompt_logprobs=read).json["choices"]
+    for top in (choice["logprobs"]["top_logprobs"] or [])[1:]:
+        assert echoed <= len(top) <= echoed + 1
+    for entry in choice["prompt_logprobs"][1:]:
+        assert read <= len(entry) <= read + 1
+
+
 def test_a_long_prompt_that_is_echoed_has_every_position(calling: Running) -> None:
     ids = [1, *(5 + number % 300 for number in range(1200))]  # it is read in several passes
     for stream in (False, True):
@@ -391,10 +401,12 @@ def test_settings_reach_the_runs(server: Running) -> None:
     ]
     [done] = in_python(server, ["a dog"], **fields | {"logit_bias": {9: 3.0}, "banned_ids": (11, 12)})
     assert choice["token_ids"] == done.ids
-    for name_, value in fields.items():  # each of them changes something or nothing, but is the run's
-        other = server.post("/v1/completions", prompt="a dog", return_token_ids=True, **SETTINGS, **{name_: value})
-        [alone] = in_python(server, ["a dog"], **{name_: {9: 3.0} if name_ == "logit_bias" else value})
-        assert other.json["choices"][0]["token_ids"] == alone.ids, name_
+    fields["no_repeat_ngram_size"] = 1
+    for field, value in fields.items():  # each is the run's alone
+        asked = {**SETTINGS, "max_tokens": 30, field: value}
+        other = server.post("/v1/completions", prompt="a dog", return_token_ids=True, **asked)
+        [alone] = in_python(server, ["a dog"], max_tokens=30, **{field: {9: 3.0} if field == "logit_bias" else value})
+        assert other.json["choices"][0]["token_ids"] == alone.ids, field
 
 
 def test_without_a_seed_each_request_throws_its_own_dice(server: Running) -> None:
@@ -440,6 +452,25 @@ def test_calls_stand_in_every_choice_whole_and_in_parts(calling: Running, text: 
         assert [call["index"] for call in parts[index]["calls"]] == list(range(len(calls)))
         assert not any("index" in call for call in whole[index]["calls"])
     assert len(ids) == 6 * len(calls)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_calls_for_itself_alone(calling: Running, stream: bool) -> None:
+    longer = "A dog " * 30 + "<tool"  # so that it ends when the others have called
+    only = {"type": "choice", "choices": [CALL, longer]}
+    asked = {"messages": ASK, "tools": [TOOL], "response_format": only, "n": 12, "seed": 1, "temperature": 2.0}
+    answer = calling.post("/v1/chat/completions", **asked, stream=stream)
+    choices = added(answer.events) if stream else in_one_piece(answer.json)
+    told = [(choices[n]["text"], len(choices[n].get("calls", [])), choices[n]["finish_reason"]) for n in range(12)]
+    assert set(told) == {("I look. ", 1, "tool_calls"), (longer, 0, "stop")}
+
+
+def test_the_role_is_said_once(server: Running) -> None:
+    events = server.post("/v1/chat/completions", messages=ASK, **SETTINGS, stream=True).events
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert [set(delta) for delta in deltas[1:-1]] == [{"content"}] * 9
+    assert deltas[-1] == {}
 
 
 def test_a_call_that_is_cut_by_the_length_ends_with_length(calling: Running) -> None:
@@ -585,3 +616,30 @@ def test_pieces_for_nobody_are_made_no_more(idle: Worker) -> None:
 
     sent = asyncio.run(talk())
     assert (made, closed, sent.is_over) == ([0, 1, 2], [True], False)
+
+
+def test_pieces_are_closed_when_the_client_goes_while_one_is_sent(idle: Worker) -> None:
+    closed: list[bool] = []
+
+    class Stuck(Sent):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "http.response.body":
+                self.gone.set()
+                await asyncio.Event().wait()
+
+    async def endless() -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(True)
+
+    async def talk() -> None:
+        sent = Stuck()
+        pieces = endless()
+        await asyncio.wait_for(EventStream(pieces, Flow(idle))({"type": "http"}, sent.receive, sent.send), 20)
+        assert closed == [True]  # at once, not when somebody collects what is left of it
+        assert len(sent.bodies) == 1
+
+    asyncio.run(talk())

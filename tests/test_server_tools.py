@@ -69,6 +69,8 @@ TOLD = {
         " b"[1:],
         [(0, "a", '{"x": "</tool_call> } \\" {"}')],
     ),
+    # An escape may be escaped itself, and then ends no string's end.
+    '<tool_call>{"name": "a", "arguments": {"x": "y\\\\"}}</tool_call> b': ("b", [(0, "a", '{"x": "y\\\\"}')]),
     '<tool_call>{"name": "a", "arguments": {"x": "<tool_call><think>"}} c': (
         "c",
         [(0, "a", '{"x": "<tool_call><think>"}')],
