@@ -209,8 +209,8 @@ async def _change(
 async def _tell_change(session: Session, frame: Frame, handle: Handle, before: list[int]) -> None:
     def view(_: Engine, run: Sequence) -> Json:
         same = next((i for i, (a, b) in enumerate(zip(before, run.ids, strict=False)) if a != b), None)
-        last_logits = min(len(before), len(run.ids)) if same is None else same
-        return views.change_view(run, len(before) - last_logits)
+        kept = min(len(before), len(run.ids)) if same is None else same
+        return views.change_view(run, len(before) - kept)
 
     session.answer(frame, "changed", handle, await _wait(handle.interactive().look(view)))
 
