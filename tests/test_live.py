@@ -25,6 +25,7 @@ from byhand.engine.limits import Limits
 from byhand.engine.worker import Worker
 from byhand.record import Record
 from byhand.server.live import Live
+from byhand.server.live.operate import OPERATIONS
 from byhand.server.live.session import Session
 from tests.serving import serve, until
 
@@ -599,7 +600,7 @@ def test_a_full_queue_stops_its_own_runs_until_it_is_read(llm: LLM) -> None:
     worker.opened.result(30)
 
     async def talk() -> list[Json]:
-        session = Session(Live(worker, limits), worker, limits)
+        session = Session(Live(worker, limits), worker, limits, OPERATIONS)
         params = {**GREEDY, "max_tokens": 200}
         await session.receive(json.dumps({"op": "start", "prompt": [5], "params": params, "top": 0}))
         frames: list[Json] = []

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from byhand.engine.limits import Limits
 from byhand.server.live.frames import FrameError, error_frame
+from byhand.server.live.operate import OPERATIONS
 from byhand.server.live.session import Handle, Session, not_ready
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Live:
             await websocket.send_text(json.dumps(error_frame(refusal, None, None)))
             await websocket.close(TRY_AGAIN_LATER)
             return
-        session = Session(self, self._worker, self._limits)
+        session = Session(self, self._worker, self._limits, OPERATIONS)
         self._open[session.token] = session, websocket
         session.hello()
         sender = asyncio.create_task(self._send(session, websocket))

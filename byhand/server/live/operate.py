@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ from byhand.sampling.params import SamplingParams
 from byhand.server.defaults import with_defaults
 from byhand.server.live import views
 from byhand.server.live.frames import UNTIL, Frame, FrameError, check_fields
+from byhand.server.live.session import Handle, Operations, Session
 
 if TYPE_CHECKING:
     from byhand.engine.engine import Engine
     from byhand.engine.limits import Limits
     from byhand.engine.sequence import Sequence
     from byhand.llm import LLM
-    from byhand.server.live.session import Handle, Session
     from byhand.types import Step
 
 Json = dict[str, Any]
@@ -327,7 +327,7 @@ async def _wait(future: Any) -> Any:
     return await asyncio.wrap_future(future)
 
 
-OPERATIONS: dict[str, Callable[[Any, Frame, Any], Awaitable[None]]] = {
+OPERATIONS: Operations = {
     "start": start,
     "load": load,
     "stop": stop,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex, token_urlsafe
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from byhand.engine.events import Event, Failed, Finished, Paused, Progress, Read, Stepped
 from byhand.engine.limits import Limits
@@ -15,14 +15,11 @@ from byhand.engine.sequence import Sequence
 from byhand.engine.worker import InteractiveHandle, Worker
 from byhand.errors import NotServing, RecordError
 from byhand.jsonable import step_to_json, usage_to_json
-from byhand.server.live import operate, views
+from byhand.server.live import views
 from byhand.server.live.frames import WITHOUT_RUN, Frame, FrameError, client_frame, error_frame
 from byhand.server.live.outbox import Outbox
 from byhand.server.service import beside
 from byhand.types import Position
-
-if TYPE_CHECKING:
-    from byhand.server.live.endpoint import Live
 
 Json = dict[str, Any]
 
@@ -51,10 +48,23 @@ class Handle:
         return self.request
 
 
+class Connections(Protocol):
+    """What a session asks of the place where all of them are kept."""
+
+    machine: Json | None  # this machine's limit, once somebody asked
+
+    async def hand_over(self, token: str, to: Session) -> list[Handle]:
+        """Give a lost connection's runs to another; a token works once."""
+
+
+# What an op does: (session, frame, handle); what it raises becomes an error frame.
+Operations = Mapping[str, Callable[["Session", Frame, Any], Awaitable[None]]]
+
+
 class Session:
     """The runs of one client. `receive` takes frames one by one; `outbox` holds what is to be sent."""
 
-    def __init__(self, live: Live, worker: Worker, limits: Limits) -> None:
+    def __init__(self, live: Connections, worker: Worker, limits: Limits, operations: Operations) -> None:
         self.live = live
         self.worker = worker
         self.limits = limits
@@ -63,6 +73,7 @@ class Session:
         self.current: str | None = None
         self.loop = asyncio.get_running_loop()
         self.outbox = Outbox(limits.live_queue, self._hold, self._release)
+        self._operations = operations
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,10 +154,10 @@ class Session:
         name = handle.name if handle is not None else None
         try:
             if handle is None or frame.op == "stop":
-                await operate.OPERATIONS[frame.op](self, frame, handle)
+                await self._operations[frame.op](self, frame, handle)
             else:
                 async with handle.lock:
-                    await operate.OPERATIONS[frame.op](self, frame, handle)
+                    await self._operations[frame.op](self, frame, handle)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told and the connection stays)
             if isinstance(error, RecordError):
                 error = FrameError("invalid_record", str(error), param="record")
