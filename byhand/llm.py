@@ -17,7 +17,7 @@ from byhand.errors import BadRequest, PromptError, PromptTooLong
 from byhand.opened import Opened, positive
 from byhand.prompts import TEXT_OR_IDS, Messages, Prompt, as_messages, as_prompts, check_token_ids
 from byhand.run import Run
-from byhand.sampling.dice import fresh_seed
+from byhand.sampling.chain import Settings
 from byhand.sampling.look import Look, look
 from byhand.sampling.options import Options
 from byhand.sampling.params import SamplingParams
@@ -151,7 +151,7 @@ class LLM(Opened):
 
     def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(first position, (rows, vocab) float32) over all positions, on pages that are let go at the end."""
-        sequence = self.engine.open(ids, SamplingParams(), seed=0)
+        sequence = self.engine.open(ids, self.engine.check(SamplingParams()))
         try:
             yield from self.engine.logit_blocks(sequence)
         finally:
@@ -195,7 +195,7 @@ class LLM(Opened):
 
     def start(self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]) -> Run:
         """A run: the prompt is processed, no token is chosen yet. `options` are SamplingParams' fields."""
-        params = _settings(params, options)
+        params = _params(params, options)
         if params.n != 1:
             raise BadRequest(f"`n` is {params.n}; `start` makes one run: use fork, or generate", param="n")
         return self.start_run(self.encode(prompt), params, seed=params.seed, choice=0)
@@ -208,8 +208,9 @@ class LLM(Opened):
 
     def open_run(self, ids: list[int], params: SamplingParams, *, seed: int | None, choice: int = 0) -> Run:
         """A run of which nothing is computed yet."""
-        params.check_vocabulary(self.vocab_size)
-        return Run.open(self, self.encode(ids), params, seed=fresh_seed() if seed is None else seed, choice=choice)
+        if seed is not None and seed != params.seed:
+            params = params.replace(seed=seed)
+        return Run.open(self, self.encode(ids), self.engine.check(params), choice=choice)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[Options]
@@ -242,23 +243,21 @@ class LLM(Opened):
     def _generate(
         self, prompts: object, params: SamplingParams | None, options: dict[str, Any]
     ) -> Completion | list[Completion]:
-        settings = _settings(params, options)
-        settings.check_vocabulary(self.vocab_size)
+        settings = self.engine.check(_params(params, options))
         listed, many = as_prompts(prompts)
         names = [f"prompts[{place}]" if many else "prompt" for place in range(len(listed))]
         encoded = [self._encode(prompt, name) for prompt, name in zip(listed, names, strict=True)]
         completions = self._complete(encoded, settings)
-        return completions if many or "n" in options or settings.n > 1 else completions[0]
+        return completions if many or "n" in options or settings.params.n > 1 else completions[0]
 
-    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+    def _complete(self, prompts: list[list[int]], settings: Settings) -> list[Completion]:
         """All choices of all prompts, in as many passes as they need together; the first failure ends them all."""
         driver = self.driver
-        collectors = [Collector(ids, params.n) for ids in prompts]
+        collectors = [Collector(ids, settings.params.n) for ids in prompts]
         handles: list[RequestHandle] = []
         try:
             for ids, collector in zip(prompts, collectors, strict=True):
-                seed = fresh_seed() if params.seed is None else params.seed
-                handles.append(driver.submit(ids, params, seed, collector))
+                handles.append(driver.submit(ids, settings, collector))
             driver.run(lambda: all(handle.is_done for handle in handles) or any(each.error for each in collectors))
         finally:
             for handle in handles:
@@ -288,10 +287,10 @@ def _named(param: str) -> str:
     return f"`{param}`" if "[" in param else f"the {param}"
 
 
-def _settings(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+def _params(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
     if params is None:
-        params = SamplingParams()
-    elif not isinstance(params, SamplingParams):
+        return SamplingParams(**options)
+    if not isinstance(params, SamplingParams):
         hint = "or its fields as keywords: max_tokens=4"
         raise BadRequest(f"`params` is a {type(params).__name__}; it must be SamplingParams", param="params", hint=hint)
     return params.replace(**options) if options else params

@@ -169,12 +169,17 @@ class Opened:
 
     def checkpoint_params(self, **changes: Unpack[AllOptions]) -> SamplingParams:
         """The checkpoint's own settings as SamplingParams, with changes of yours; a note names what is left out."""
-        _, left_out = suggested(self.generation_config, self.vocab_size, self.context_length)
+        self.checkpoint_hints()
+        return SamplingParams.from_checkpoint(self.generation_config, vocab_size=self.vocab_size, **changes)
+
+    def checkpoint_hints(self) -> dict[str, Any]:
+        """What of the checkpoint's own settings is understood, by SamplingParams' names; a note names the rest."""
+        hints, left_out = suggested(self.generation_config, self.vocab_size, self.context_length)
         more = f" and {len(left_out) - HINTS_SHOWN} more" if len(left_out) > HINTS_SHOWN else ""
         line = f"of generation_config.json byhand leaves out {', '.join(left_out[:HINTS_SHOWN])}{more}"
         if left_out and line not in self.notes:
             self._note(line)
-        return SamplingParams.from_checkpoint(self.generation_config, vocab_size=self.vocab_size, **changes)
+        return hints
 
     # Life and death.
 

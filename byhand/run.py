@@ -19,6 +19,7 @@ from byhand.types import Completion, FinishReason, Step, Token, Usage
 if TYPE_CHECKING:
     from byhand.llm import LLM, Prompt
     from byhand.record import Record
+    from byhand.sampling.chain import Settings
     from byhand.sampling.options import AllOptions
     from byhand.sampling.params import SamplingParams
 
@@ -40,11 +41,11 @@ class Run:
         weakref.finalize(self, self._engine.retire, handle.cancel).atexit = False
 
     @classmethod
-    def open(cls, llm: LLM, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0) -> Run:
+    def open(cls, llm: LLM, ids: list[int], settings: Settings, *, choice: int = 0) -> Run:
         """A run of checked ids, of which nothing is computed yet."""
         failures: list[Exception] = []
         driver = llm.driver
-        handle = driver.open(ids, params, seed=seed, choice=choice, listener=_failures_into(failures))
+        handle = driver.open(ids, settings, choice=choice, listener=_failures_into(failures))
         return cls(llm, driver, handle, failures)
 
     @classmethod
@@ -132,7 +133,8 @@ class Run:
         """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
         forced = None if force is None else self._llm.token_id(force, "force")
         self._driver.take(self._handle, forced)
-        self._raise_failure()
+        if self._failures:
+            self._raise_failure()
         return self._sequence.steps[-1]
 
     def insert(self, text: Prompt) -> list[Step]:
@@ -148,14 +150,14 @@ class Run:
     def _change(self, operation: Operation) -> list[Step]:
         asked: list[Future[list[Step]]] = []
         self._driver.run_to_rest(self._handle, lambda: asked.append(self._handle.change(operation)))
-        self._raise_failure()
+        if self._failures:
+            self._raise_failure()
         return asked[0].result()
 
     def _raise_failure(self) -> None:
-        if self._failures:
-            error = self._failures[-1]
-            self._failures.clear()
-            raise error
+        error = self._failures[-1]
+        self._failures.clear()
+        raise error
 
     def rewind(self, count: int = 1) -> None:
         """Take back the last `count` tokens."""

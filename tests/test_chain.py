@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from byhand.errors import BadRequest, ByhandError
-from byhand.sampling.chain import Choice, choose, run_chain
+from byhand.sampling.chain import Choice, Link, choose, run_chain, settled
 from byhand.sampling.look import look
 from byhand.sampling.params import SamplingParams
 from byhand.sampling.stages import History
@@ -19,8 +19,8 @@ from tests.test_stages import ALL_ON, EOS, VOCAB, random_logits
 
 
 def choose_at(logits: torch.Tensor, params: SamplingParams, ids: Sequence[int] = (1, 5), **options: Any) -> Choice:
-    settled = {"eos_ids": frozenset({EOS}), "position": len(ids), "seed": 7, **options}
-    return choose(logits, ids, settled.pop("prompt_length", 1), params, **settled)
+    more = {"eos_ids": frozenset({EOS}), "position": len(ids), "seed": 7, **options}
+    return choose(logits, ids, more.pop("prompt_length", 1), settled(params, len(logits)), **more)
 
 
 # Order.
@@ -30,9 +30,8 @@ def test_the_order_is_the_documented_one() -> None:
     def mine(ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
         return logits
 
-    links = run_chain(
-        random_logits(1).numpy(), History([5, 6, 5], 2, frozenset({EOS})), SamplingParams(**ALL_ON, stages=(mine,))
-    )
+    settings = settled(SamplingParams(**ALL_ON, stages=(mine,)), VOCAB)
+    links = run_chain(random_logits(1).numpy(), History([5, 6, 5], 2, frozenset({EOS})), settings)
     names = (
         "raw logit_bias repetition_penalty frequency_penalty presence_penalty no_repeat_ngram_size min_tokens "
         "allowed_ids banned_ids mine temperature top_k top_p min_p typical_p"
@@ -56,11 +55,12 @@ def test_ties_go_to_the_lower_id() -> None:
 
 
 def test_top_p_takes_the_lower_ids_of_a_tie_and_top_k_takes_all() -> None:
-    kept_p = run_chain(
-        np.zeros(2000, np.float32), History([], 0, frozenset()), SamplingParams(temperature=1, top_p=0.05)
-    )
+    def kept(params: SamplingParams) -> list[Link]:
+        return run_chain(np.zeros(2000, np.float32), History([], 0, frozenset()), settled(params, 2000))
+
+    kept_p = kept(SamplingParams(temperature=1, top_p=0.05))
     assert np.flatnonzero(kept_p[-1].logits > -inf).tolist() == list(range(100))
-    kept_k = run_chain(np.zeros(2000, np.float32), History([], 0, frozenset()), SamplingParams(temperature=1, top_k=3))
+    kept_k = kept(SamplingParams(temperature=1, top_k=3))
     assert kept_k[-1].kept == 2000
 
 

@@ -129,7 +129,8 @@ def test_the_state_follows_from_the_ids(embedded: LLM) -> None:
     assert twin.ids == run.ids
     embedded.engine.grammars._states.clear()  # as after a restart: nothing is remembered
     resumed = embedded.start(run.ids[:-5], SamplingParams())
-    resumed._sequence.prompt_length, resumed._sequence.params = run.prompt_length, run.params
+    resumed._sequence.prompt_length = run.prompt_length
+    resumed._sequence.settings = embedded.engine.check(run.params)
     assert [step.token.id for step in resumed] == whole[-5:]
 
 
@@ -411,10 +412,9 @@ def test_a_vocabulary_that_cannot_spell_is_told() -> None:
             grammars.check(SamplingParams(**given))
         assert sentence in str(caught.value)
     grammars.check(SamplingParams(choices=["ab"]))
+    settings = chain.settled(SamplingParams(regex="abc"), 3)
     with pytest.raises(BadRequest, match=r"`regex` leaves no token that may follow 'ab' \(2 tokens\)"):
-        chain.run_chain(
-            np.zeros(3, np.float32), History([0, 1], 0, frozenset([2]), grammars), SamplingParams(regex="abc")
-        )
+        chain.run_chain(np.zeros(3, np.float32), History([0, 1], 0, frozenset([2]), grammars), settings)
 
 
 def test_what_grows_too_large_says_where(embedded: LLM) -> None:

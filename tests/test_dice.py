@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byhand.sampling import order
-from byhand.sampling.chain import choose
+from byhand.sampling.chain import choose, settled
 from byhand.sampling.dice import draw, fresh_seed, throw
 from byhand.sampling.order import best, survivors
 from byhand.sampling.params import SamplingParams
@@ -70,11 +70,11 @@ def test_throws_are_uniform() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.linspace(0, 3, 20)
-    params = SamplingParams(temperature=0.8, top_k=15)
+    settings = settled(SamplingParams(temperature=0.8, top_k=15), 20)
     expected = (logits / 0.8).masked_fill(logits < logits.topk(15).values.min(), -inf).softmax(0).double().numpy()
     counts = np.zeros(20)
     for position in range(4_000):
-        counts[choose(logits, [], 0, params, eos_ids=frozenset(), position=position, seed=11).id] += 1
+        counts[choose(logits, [], 0, settings, eos_ids=frozenset(), position=position, seed=11).id] += 1
     assert counts[expected == 0].sum() == 0
     likely = expected > 0
     chi_square = float(((counts[likely] - 4_000 * expected[likely]) ** 2 / (4_000 * expected[likely])).sum())
@@ -83,10 +83,10 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_choice_depends_on_seed_choice_and_position_alone() -> None:
     logits = torch.zeros(1000)
-    params = SamplingParams(temperature=1.0)
+    settings = settled(SamplingParams(temperature=1.0), 1000)
 
     def chosen(seed: int, choice: int, position: int) -> int:
-        return choose(logits, [1], 1, params, eos_ids=frozenset(), position=position, choice=choice, seed=seed).id
+        return choose(logits, [1], 1, settings, eos_ids=frozenset(), position=position, choice=choice, seed=seed).id
 
     assert [chosen(1, 0, 5) for _ in range(3)] == [chosen(1, 0, 5)] * 3
     assert len({chosen(1, 0, 5), chosen(2, 0, 5), chosen(1, 1, 5), chosen(1, 0, 6)}) == 4

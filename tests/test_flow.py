@@ -56,6 +56,7 @@ class Handle:
     """A submission as a flow holds it."""
 
     listener: Callable[[Event], None]
+    choices: int = 1
     does: list[str] = field(default_factory=list)
     is_done: bool = False
 
@@ -78,12 +79,17 @@ class Script:
         self._refuses = refuses
 
     def submit(
-        self, ids: list[int], _: SamplingParams, listener: Callable[[Event], None], *, read_prompt: int | None = None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        listener: Callable[[Event], None],
+        *,
+        read_prompt: int | None = None,
     ) -> Handle:
         if len(self.handles) == self._refuses:
             raise RuntimeError("no more")
         self.asked.append((ids, read_prompt))
-        self.handles.append(Handle(listener))
+        self.handles.append(Handle(listener, params.n))
         return self.handles[-1]
 
 
@@ -346,7 +352,7 @@ def test_a_flow_that_is_left_leaves_no_run(worker: Worker) -> None:
 
 def test_pieces_are_openings_tokens_and_endings_with_the_number_of_their_choice(worker: Worker, llm: LLM) -> None:
     asked = params(n=2, temperature=1.0, seed=3, max_tokens=4)
-    job = Job([PromptIn("", FIRST), PromptIn("", SECOND)], asked, 2)
+    job = Job([PromptIn("", FIRST), PromptIn("", SECOND)], worker.check(asked), 2)
 
     async def talk() -> list[Any]:
         service = Service(worker, "x", Metrics(worker))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from linecache import getline
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -297,8 +297,8 @@ def test_a_stage_may_end_another_request_of_its_step(llm: LLM, alone: list[int])
             others[0].cancel()
         return logits
 
-    handle = llm.driver.submit(PROMPT, GREEDY.replace(stages=(ends,)), 0, told.append)
-    others.append(llm.driver.submit([8, 9], GREEDY, 0, told.append))
+    handle = llm.driver.submit(PROMPT, llm.engine.check(GREEDY.replace(stages=(ends,))), told.append)
+    others.append(llm.driver.submit([8, 9], llm.engine.check(GREEDY), told.append))
     llm.driver.run(lambda: handle.is_done)
     assert others[0].is_done
     assert [event.finish_reason for event in told if isinstance(event, Finished)] == ["abort", "length"]
@@ -378,10 +378,8 @@ def test_a_script_fills_its_passes(llm: LLM) -> None:
 
 def test_choices_take_their_first_token_together(llm: LLM) -> None:
     told: list[int] = []
-    params = GREEDY.replace(n=3)
-    llm.driver.submit(
-        PROMPT, params, 0, lambda event: told.append(event.choice) if isinstance(event, Stepped) else None
-    )
+    settings = llm.engine.check(GREEDY.replace(n=3))
+    llm.driver.submit(PROMPT, settings, lambda event: told.append(event.choice) if isinstance(event, Stepped) else None)
     llm.driver.loop.step()
     assert told == [0, 1, 2]
 
@@ -430,4 +428,4 @@ def test_a_run_outlives_its_closed_llm(llm: LLM, alone: list[int]) -> None:
     twin.rewind(2)
     assert [step.token.id for step in twin] == alone[-2:]
     with pytest.raises(ByhandError, match="was closed"):
-        Run.open(llm, PROMPT, GREEDY, seed=0)
+        Run.open(llm, PROMPT, cast(Any, None))

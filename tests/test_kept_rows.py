@@ -26,7 +26,7 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=8, ignore_eos=T
 def opened(llm: LLM, params: SamplingParams = SAMPLED) -> list[Sequence]:
     """Three requests in the loop, of which nothing is computed; their sequences."""
     for seed, ids in enumerate(PROMPTS):
-        llm.driver.submit(ids, params, seed, lambda _: None)
+        llm.driver.submit(ids, llm.engine.check(params.replace(seed=seed)), lambda _: None)
     return list(llm.driver.loop.requests)
 
 
@@ -51,7 +51,7 @@ def no_surveys(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
 
 def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     states, calls = opened(llm), []
-    states[1].params = states[1].params.replace(logprobs=20)
+    states[1].settings = llm.engine.check(states[1].params.replace(logprobs=20))
     given = llm.model.kernels.surveys
 
     def counted(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
@@ -100,7 +100,7 @@ def test_a_stage_that_fails_ends_its_run_alone_and_leaves_no_row(llm: LLM) -> No
         raise ValueError("on purpose")
 
     states = opened(llm)
-    states[1].params = states[1].params.replace(stages=(fails,))
+    states[1].settings = llm.engine.check(states[1].params.replace(stages=(fails,)))
     llm.driver.loop.step()
     assert [len(state.steps) for state in states] == [1, 0, 1]
     assert all(state.last_logits is None for state in states)

@@ -162,7 +162,7 @@ def test_logits_in_blocks_are_a_passs_own(llm: LLM, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("byhand.engine.runner.LOGITS_BLOCK", 384 * 2)
     for _ in range(3):
         expected = llm.logits([8] * 8)
-    sequence = llm.engine.open([8] * 8, SamplingParams(), seed=0)
+    sequence = llm.engine.open([8] * 8, llm.engine.check(SamplingParams()))
     found = []
     for _, logits in llm.engine.logit_blocks(sequence):
         found.append(logits)

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from byhand import LLM, Record, SamplingParams
-from byhand.sampling.chain import run_chain
+from byhand.sampling.chain import run_chain, settled
 from byhand.sampling.stages import History
 from tests.browsing import Reader, visible
 from tests.serving import Running, served, until
@@ -158,7 +158,9 @@ def test_sliders_reshape_exactly_without_running_the_model(reader: Reader, serve
     ids = reader.ids[:-1]
     logits = embedded.logits(ids)[-1].numpy()
     params = SamplingParams(**settings)  # type: ignore[arg-type]
-    last = run_chain(logits, History(ids, len(ids) - 1, embedded.eos_ids), params)[-1].logits
+    last = run_chain(logits, History(ids, len(ids) - 1, embedded.eos_ids), settled(params, embedded.vocab_size))[
+        -1
+    ].logits
     import numpy as np
 
     shares = np.exp(last - last.max()) / np.exp(last - last.max()).sum()

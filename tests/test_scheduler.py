@@ -25,6 +25,7 @@ from byhand.engine.loop import EngineLoop
 from byhand.engine.request import Request, RequestHandle
 from byhand.engine.scheduler import Chunk, Scheduler, schedule
 from byhand.engine.sequence import Sequence
+from byhand.sampling.chain import settled
 from byhand.types import Step
 from tests.conftest import tiny_llama
 from tests.test_house import modules_after
@@ -38,7 +39,7 @@ NUMBERS = count()
 def bare_run(length: int, ids: list[int] | None = None) -> Sequence:
     """A run with nothing but ids; those that are not given are like no other's."""
     ids = [next(NUMBERS)] * length if ids is None else ids
-    return Sequence(ids, len(ids), SamplingParams(seed=0), 0, cast(Any, None))
+    return Sequence(ids, len(ids), settled(SamplingParams(seed=0), 400), 0, cast(Any, None), 4096)
 
 
 # One pass.
@@ -201,7 +202,7 @@ def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
 
 def test_who_gave_its_pages_up_for_a_pass_is_not_in_it(tiny_folder: Path) -> None:
     engine = LLM(tiny_folder, cache_tokens=5 * PAGE_SIZE).engine
-    oldest, second, third = (engine.open([number] * 40, SamplingParams(), seed=0) for number in (5, 6, 7))
+    oldest, second, third = (engine.open([number] * 40, engine.check(SamplingParams())) for number in (5, 6, 7))
     engine.forward(engine.reserve([Chunk(run, 0, 20, 20) for run in (second, third)], lambda _: None))
     victims = [second, third]
     chunks = [Chunk(oldest, 0, 40, 40), Chunk(second, 20, 21, 1)]
@@ -211,7 +212,7 @@ def test_who_gave_its_pages_up_for_a_pass_is_not_in_it(tiny_folder: Path) -> Non
 
 def test_who_finds_too_little_room_takes_none_of_it(tiny_folder: Path) -> None:
     engine = LLM(tiny_folder, cache_tokens=2 * PAGE_SIZE).engine
-    run = engine.open([5] * 40, SamplingParams(), seed=0)
+    run = engine.open([5] * 40, engine.check(SamplingParams()))
     assert engine.reserve([Chunk(run, 0, 40, 40)], lambda _: None) == []
     assert (run.pages, engine.pages_in_use) == ([], 0)
 
@@ -247,7 +248,7 @@ class Hall:
     def submit(self, ids: list[int], params: SamplingParams, watch: int | None = None) -> tuple[RequestHandle, Fan]:
         fan = Fan(lambda: self.taken)
         handle = RequestHandle(cast(Any, None), params.n, fan)
-        run = self.loop.open(ids, params, params.seed or 0, watch)
+        run = self.loop.open(ids, self.loop.engine.check(params), watch)
         self.loop.add(Request(handle, 0, run, followers=params.n - 1))
         return handle, fan
 

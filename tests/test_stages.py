@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
 from byhand.sampling import stages
-from byhand.sampling.chain import PROCESSORS, WARPERS, choose, run_chain
+from byhand.sampling.chain import PROCESSORS, WARPERS, choose, run_chain, settled
 from byhand.sampling.params import CONSTRAINTS, SamplingParams, fields_table
 from byhand.sampling.stages import History
 
@@ -251,11 +251,11 @@ def test_the_whole_chain_is_transformers(
 ) -> None:
     params = SamplingParams(**given_params)
     logits, ids = random_logits(seed), random_ids(seed, sum(lengths), 40)
-    links = run_chain(logits.numpy(), History(ids, lengths[0], frozenset({EOS})), params)
+    links = run_chain(logits.numpy(), History(ids, lengths[0], frozenset({EOS})), settled(params, VOCAB))
     reference = their_chain(judge, logits, ids, lengths[0], params)
     assert torch.equal(torch.from_numpy(links[-1].logits), reference)
     greedy = params.replace(temperature=0)
-    chosen = choose(logits, ids, lengths[0], greedy, eos_ids=frozenset({EOS}), position=len(ids)).id
+    chosen = choose(logits, ids, lengths[0], settled(greedy, VOCAB), eos_ids=frozenset({EOS}), position=len(ids)).id
     assert chosen == their_chain(judge, logits, ids, lengths[0], greedy).argmax()
 
 

@@ -454,7 +454,7 @@ def test_an_edit_that_finds_no_pages_is_taken_back(tiny_folder: Path, place: int
     list(run)
     before = (run.ids, run.text, run.prompt_length, [s.token.id for s in run.steps], run.finish_reason)
     llm.engine.release(run._sequence)
-    blocker = llm.engine.open([9] * 50, SamplingParams(), seed=0)
+    blocker = llm.engine.open([9] * 50, llm.engine.check(SamplingParams()))
     list(llm.engine.logit_blocks(blocker))  # it holds its pages, and no loop can take them
     with pytest.raises(OutOfPages):
         run.edit(place, 7)

@@ -24,8 +24,9 @@ from byhand.engine.sequence import LogitsRow, Sequence, Work
 from byhand.engine.text_state import TextState
 from byhand.errors import without_frames
 from byhand.models import Model
-from byhand.sampling.chain import Choice
+from byhand.sampling.chain import Choice, Settings, settled
 from byhand.sampling.constraints import Grammars
+from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import SamplingParams
 from byhand.text import Tokenizer
 from byhand.types import FinishReason, Position, Step
@@ -67,11 +68,18 @@ class Engine:
 
     # Sequences come and go.
 
-    def open(self, ids: list[int], params: SamplingParams, *, seed: int, choice: int = 0) -> Sequence:
-        """A sequence of checked ids. Nothing is computed yet, and it holds no page."""
+    def check(self, params: SamplingParams) -> Settings:
+        """The settings of a request, once at its border: ids that the model has, a constraint that can be followed."""
+        settings = settled(params, self.model.vocab_size)
         self.grammars.check(params)
-        text_state = TextState(self.tokenizer, ids, params.stop)
-        sequence = Sequence(list(ids), len(ids), params.replace(seed=seed), choice, text_state)
+        return settings
+
+    def open(self, ids: list[int], settings: Settings, choice: int = 0) -> Sequence:
+        """A sequence of checked ids, of which nothing is computed. A seed that nobody gave is drawn."""
+        if settings.params.seed is None:
+            settings = settings.seeded(fresh_seed())
+        text_state = TextState(self.tokenizer, ids, settings.params.stop)
+        sequence = Sequence(list(ids), len(ids), settings, choice, text_state, self.context.length)
         self.output.check_length(sequence)
         return sequence
 

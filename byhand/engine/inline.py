@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
 from byhand.engine import operations
 from byhand.engine.engine import Engine
 from byhand.engine.events import Event, Failed, Finished, Listener, Stepped
-from byhand.engine.interactive import InteractiveHandle
+from byhand.engine.interactive import InteractiveHandle, start
 from byhand.engine.limits import Limits
 from byhand.engine.loop import EngineLoop
 from byhand.engine.request import InteractiveRequest, Request, RequestHandle
 from byhand.errors import ByhandError
-from byhand.sampling.params import SamplingParams
+from byhand.sampling.chain import Settings
 from byhand.types import Completion, Step
 
 T = TypeVar("T")
@@ -50,21 +51,19 @@ class InlineDriver:
         self.post(lambda loop: done.set_result(work(loop)), done)
         return done
 
-    def submit(self, ids: list[int], params: SamplingParams, seed: int, listener: Listener) -> RequestHandle:
-        """Queue `params.n` sequences of one prompt."""
+    def submit(self, ids: list[int], settings: Settings, listener: Listener) -> RequestHandle:
+        """Queue the choices of one prompt: `n` sequences."""
         with self.engine.lock:
-            sequence = self.engine.open(ids, params, seed=seed)
-            handle = RequestHandle(self, params.n, listener)
-            self.loop.meter.enter(params.n, sys.maxsize)
-            self.loop.add(Request(handle, 0, sequence, followers=params.n - 1))
+            sequence, choices = self.engine.open(ids, settings), settings.params.n
+            handle = RequestHandle(self, choices, listener)
+            self.loop.meter.enter(choices, sys.maxsize)
+            self.loop.add(Request(handle, 0, sequence, followers=choices - 1))
             return handle
 
-    def open(
-        self, ids: list[int], params: SamplingParams, *, seed: int, choice: int, listener: Listener
-    ) -> InteractiveHandle:
+    def open(self, ids: list[int], settings: Settings, *, choice: int, listener: Listener) -> InteractiveHandle:
         """A request that is driven by hand; nothing of it is computed yet, and it rests."""
         with self.engine.lock:
-            sequence = self.engine.open(ids, params, seed=seed, choice=choice)
+            sequence = self.engine.open(ids, settings, choice=choice)
             handle = InteractiveHandle(self, listener, undoes=False)
             handle.begin(self.loop, sequence, None)
             return handle
@@ -72,24 +71,27 @@ class InlineDriver:
     def take(self, handle: InteractiveHandle, force: int | None) -> None:
         """One token of a request, the sampler's or `force`."""
         with self.engine.lock:
-            handle.request(self.loop)  # what is under way is another's, and is not taken back
-            self.run_to_rest(handle, lambda: handle.start(self.loop, 1, None, force))
+            request = handle.request(self.loop)  # what is under way is another's, and is not taken back
+            self._to_rest(request, partial(start, self.loop, request, 1, None, force))
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Step the loop until something is over."""
         while not is_over():
-            with self.engine.lock:
-                if self.is_stepping:
-                    raise ByhandError("a stage cannot take a step of a run while its own run's step waits for it")
-                self.is_stepping = True
-                try:
-                    self.engine.collect()
-                    self.loop.step()
-                except BaseException:
-                    self._drop_unfinished()
-                    raise
-                finally:
-                    self.is_stepping = False
+            self._step()
+
+    def _step(self) -> None:
+        with self.engine.lock:
+            if self.is_stepping:
+                raise ByhandError("a stage cannot take a step of a run while its own run's step waits for it")
+            self.is_stepping = True
+            try:
+                self.engine.collect()
+                self.loop.step()
+            except BaseException:
+                self._drop_unfinished()
+                raise
+            finally:
+                self.is_stepping = False
 
     def _drop_unfinished(self) -> None:
         """What goes on belongs to other threads: each id that a step has chosen has its Step, or is taken again."""
@@ -100,10 +102,13 @@ class InlineDriver:
 
     def run_to_rest(self, handle: InteractiveHandle, begin: Callable[[], object] = bool) -> None:
         """Begin something, step the loop until it is done; who interrupts that finds the run as after its last step."""
-        request = handle.request_in(self.loop)
+        self._to_rest(handle.request_in(self.loop), begin)
+
+    def _to_rest(self, request: InteractiveRequest, begin: Callable[[], object]) -> None:
         try:
             begin()
-            self.run(lambda: not request.is_active)
+            while request.is_active:
+                self._step()
         except BaseException:
             with self.engine.lock:
                 if request.is_active or request.before is not None:

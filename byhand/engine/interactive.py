@@ -75,24 +75,7 @@ class InteractiveHandle(RequestHandle):
         self, count: float = inf, *, until: Breakpoint | None = None, force: int | None = None, mark: Mark | None = None
     ) -> Future[None]:
         """Take `count` tokens, or one of the caller's. Done as soon as it is under way."""
-
-        return self._driver.ask(lambda loop: self.start(loop, count, until, force, mark))
-
-    def start(
-        self, loop: EngineLoop, count: float, until: Breakpoint | None, force: int | None, mark: Mark | None = None
-    ) -> None:
-        """The same on the loop's thread."""
-        request = self.request(loop)
-        if request.sequence.is_finished:
-            raise RunFinished(
-                f"the run has ended ({request.sequence.finish_reason}); no step can be taken",
-                hint="rewind, edit or insert to go on",
-            )
-        if mark is not None:
-            mark()
-        request.remember()
-        request.go(count, until, force, loop.deadline())
-        loop.scheduler.arrive(request.sequence)
+        return self._driver.ask(lambda loop: start(loop, self.request(loop), count, until, force, mark))
 
     def pause(self, why: str = "pause", *, mark: Mark | None = None) -> Future[None]:
         """Stand still before the next token; `Paused` says so, or `Finished` where the run has ended."""
@@ -209,3 +192,24 @@ class InteractiveHandle(RequestHandle):
             loop.engine.release(self._request.sequence)
 
         self._driver.post(park)
+
+
+def start(
+    loop: EngineLoop,
+    request: InteractiveRequest,
+    count: float,
+    until: Breakpoint | None,
+    force: int | None,
+    mark: Mark | None = None,
+) -> None:
+    """On the loop's thread: let a request take `count` tokens, or one of the caller's."""
+    if request.sequence.finish_reason is not None:
+        raise RunFinished(
+            f"the run has ended ({request.sequence.finish_reason}); no step can be taken",
+            hint="rewind, edit or insert to go on",
+        )
+    if mark is not None:
+        mark()
+    request.remember()
+    request.go(count, until, force, loop.deadline())
+    loop.scheduler.arrive(request.sequence)

@@ -21,7 +21,7 @@ from byhand.types import FinishReason, Position, Step, Usage
 
 if TYPE_CHECKING:
     from byhand.engine.engine import Engine, Output
-    from byhand.sampling.params import SamplingParams
+    from byhand.sampling.chain import Settings
 
 
 class EngineLoop:
@@ -40,9 +40,9 @@ class EngineLoop:
 
     # Requests come and go.
 
-    def open(self, ids: list[int], params: SamplingParams, seed: int, read_prompt: int | None) -> Sequence:
+    def open(self, ids: list[int], settings: Settings, read_prompt: int | None) -> Sequence:
         """A sequence of checked ids, as long as the limits allow; its pages come when it is let in."""
-        sequence = self.engine.open(ids, params, seed=seed)
+        sequence = self.engine.open(ids, settings)
         sequence.read_prompt, sequence.max_length = read_prompt, self.longest()
         self.engine.output.check_length(sequence)
         return sequence
@@ -194,7 +194,8 @@ class EngineLoop:
             outputs: list[tuple[Sequence, Output]] = []
             self._compute_or_single_out(chunks, outputs)
             for chunk in chunks:
-                self._emit_progress(chunk)
+                if chunk.start < chunk.sequence.prompt_length:
+                    self._emit_progress(chunk)
             if outputs:
                 self._emit_outputs(outputs)
         return chunks

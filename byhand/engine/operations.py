@@ -13,6 +13,7 @@ from byhand.engine.engine import Engine
 from byhand.engine.sequence import Sequence, Snapshot, Work, own_rows
 from byhand.engine.text_state import TextState
 from byhand.errors import BadRequest, PromptError
+from byhand.sampling.chain import Settings
 from byhand.sampling.params import SamplingParams
 from byhand.types import FinishReason, Step
 
@@ -39,7 +40,7 @@ def _check_room(engine: Engine, sequence: Sequence, ids: list[int]) -> None:
     """Refuse nothing at all, and more than there is room for."""
     if not ids:
         raise PromptError("nothing to insert: the text has no tokens", param="text")
-    longest = engine.output.longest(sequence)
+    longest = sequence.max_length
     room = longest - len(sequence.ids)
     if len(ids) > room:
         context = engine.context
@@ -115,7 +116,7 @@ def fork(engine: Engine, sequence: Sequence, *, seed: int | None = None, choice:
             text_state=sequence.text_state.copy(),
             steps=list(sequence.steps),
             step_params=list(sequence.step_params),
-            params=sequence.params if seed is None else sequence.params.replace(seed=seed),
+            settings=sequence.settings if seed is None else sequence.settings.seeded(seed),
             choice=sequence.choice if choice is None else choice,
             recent=None if sequence.recent is None else sequence.recent.copy(),
         )
@@ -128,12 +129,13 @@ def refill(
     sequence: Sequence,
     steps: list[Step],
     step_params: list[SamplingParams],
-    params: SamplingParams,
+    settings: Settings,
     choice: int,
 ) -> None:
     """Give a run that holds only its prompt the steps of an earlier one, as if they had been its own."""
     sequence.ids += [step.token.id for step in steps]
-    sequence.steps, sequence.step_params, sequence.params, sequence.choice = list(steps), step_params, params, choice
+    sequence.steps, sequence.step_params, sequence.choice = list(steps), step_params, choice
+    sequence.settings = settings
     sequence.text_state, _ = _reread(engine, sequence)
     sequence.text = "".join(step.text for step in steps)
     sequence.last_logits = None
@@ -143,11 +145,10 @@ def refill(
 def change_params(engine: Engine, sequence: Sequence, changes: dict[str, Any]) -> None:
     """Set parameters for the steps to come; a run that ended by its length goes on when the new length allows."""
     params = sequence.params.replace(**changes)
-    params.check_vocabulary(engine.model.vocab_size)
-    engine.grammars.check(params)
+    settings = engine.check(params)
     with engine.lock:
         stops_changed = params.stop != sequence.params.stop
-        sequence.params = params if params.seed is not None else params.replace(seed=sequence.seed)
+        sequence.settings = settings if params.seed is not None else settings.seeded(sequence.seed)
         if sequence.finish_reason not in (None, FinishReason.LENGTH, FinishReason.ERROR):
             return
         if sequence.is_finished or stops_changed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from time import perf_counter
 
@@ -57,7 +57,7 @@ class OutputProcessor:
 
     def _read_ending(self, sequence: Sequence, token: int) -> str:
         """Turn the newest id into text, and find out whether it ends the run."""
-        params, state = sequence.params, sequence.text_state
+        params, state = sequence.settings.params, sequence.text_state
         way = Way.PASSES if sequence.generated < params.min_tokens else Way.ENDS
         if token in params.stop_ids or (token in self._eos_ids and not params.ignore_eos):
             text, matched = state.end(token, way)
@@ -70,14 +70,10 @@ class OutputProcessor:
         self.check_length(sequence)
         return text + (state.flush() if sequence.finish_reason else "")
 
-    def longest(self, sequence: Sequence) -> int:
-        """Ids that a sequence may have."""
-        return min(self.context.length, sequence.max_length or self.context.length)
-
     def check_length(self, sequence: Sequence, *, only_context: bool = False) -> None:
         """End what has all the tokens it may have: the context's, and max_tokens unless `only_context`."""
-        limit = None if only_context else sequence.params.max_tokens
-        if len(sequence.ids) >= self.longest(sequence) or (limit is not None and sequence.generated >= limit):
+        limit = None if only_context else sequence.settings.params.max_tokens
+        if len(sequence.ids) >= sequence.max_length or (limit is not None and sequence.generated >= limit):
             sequence.finish_reason = FinishReason.LENGTH
 
     def make_step(self, sequence: Sequence, choice: Choice, position: int, text: str, seconds: float) -> Step:
@@ -105,7 +101,7 @@ class OutputProcessor:
             finish_reason=sequence.finish_reason,
         )
 
-    def candidates(self, scored: Iterable[Scored]) -> tuple[Candidate, ...]:
+    def candidates(self, scored: Collection[Scored]) -> tuple[Candidate, ...]:
         """Candidates, with their tokens looked up."""
-        token = self.tokenizer.token
-        return tuple([Candidate(token(number), *numbers) for number, *numbers in scored])  # type: ignore[arg-type]
+        tokens = self.tokenizer.tokens([one.id for one in scored])
+        return tuple([Candidate(token, *one[1:]) for token, one in zip(tokens, scored, strict=True)])

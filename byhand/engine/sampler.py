@@ -6,7 +6,7 @@ import torch
 
 from byhand.engine.sequence import LogitsRow, Sequence
 from byhand.models import Model
-from byhand.sampling.chain import Choice, best_wanted, choose
+from byhand.sampling.chain import Choice, choose
 from byhand.sampling.constraints import Grammars
 from byhand.sampling.look import Look, look
 
@@ -22,7 +22,7 @@ class Sampler:
     def rows_of(self, wanted: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[LogitsRow]:
         """(rows, vocab) logits, one row for each (sequence, position): the best of all rows are found together."""
         counts = [
-            (position < sequence.prompt_length and sequence.read_prompt) or best_wanted(sequence.params)
+            (position < sequence.prompt_length and sequence.read_prompt) or sequence.settings.best
             for sequence, position in wanted
         ]
         return list(map(LogitsRow, logits.unbind(), self._model.kernels.surveys(logits, counts)))
@@ -33,14 +33,14 @@ class Sampler:
             row.logits,
             sequence.ids if position == len(sequence.ids) else sequence.ids[:position],
             sequence.prompt_length,
-            sequence.params,
+            sequence.settings,
             eos_ids=self._eos_ids,
             position=position,
             choice=sequence.choice,
-            seed=sequence.seed,
+            seed=sequence.settings.params.seed or 0,
             forced=forced,
             grammars=self._grammars,
-            found=row.survey(best_wanted(sequence.params), self._model.kernels.surveys),
+            found=row.survey(sequence.settings.best, self._model.kernels.surveys),
         )
 
     def look(self, row: LogitsRow, top: int, follows: int | None) -> Look:

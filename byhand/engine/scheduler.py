@@ -40,7 +40,7 @@ def schedule(sequences: list[Sequence], max_rows: int, page_size: int, mixed_row
     older one computes in this very pass sits it out: it takes over the pages afterwards.
     """
     chunks = _fill(sequences, max_rows, mixed_rows)
-    while idle := _repeated(chunks, page_size):
+    while len(chunks) > 1 and (idle := _repeated(chunks, page_size)):
         sequences = [sequence for sequence in sequences if sequence not in idle]
         chunks = _fill(
             sequences, max_rows, mixed_rows
@@ -49,15 +49,16 @@ def schedule(sequences: list[Sequence], max_rows: int, page_size: int, mixed_row
 
 
 def _fill(sequences: list[Sequence], max_rows: int, mixed_rows: int | None) -> list[Chunk]:
-    rows = dict.fromkeys([sequence for sequence in sequences if sequence.uncomputed == 1][:max_rows], 1)
-    longer = [sequence for sequence in sequences if sequence.uncomputed > 1]
+    left = {sequence: len(sequence.ids) - sequence.computed for sequence in sequences}
+    rows = dict.fromkeys([sequence for sequence in sequences if left[sequence] == 1][:max_rows], 1)
+    longer = [sequence for sequence in sequences if left[sequence] > 1]
     room = (max_rows if mixed_rows is None or not rows else min(max_rows, mixed_rows)) - len(rows)
     if longer and room > 0:
         oldest = longer[0]
-        rows[oldest] = min(oldest.uncomputed, room if len(longer) == 1 else -(-room // 2))
+        rows[oldest] = min(left[oldest], room if len(longer) == 1 else -(-room // 2))
         room -= rows[oldest]
-        for sequence in [*sorted(longer[1:], key=lambda sequence: sequence.uncomputed), oldest]:
-            more = min(room, sequence.uncomputed - rows.get(sequence, 0))
+        for sequence in [*sorted(longer[1:], key=left.__getitem__), oldest]:
+            more = min(room, left[sequence] - rows.get(sequence, 0))
             rows[sequence] = rows.get(sequence, 0) + more
             room -= more
     return [

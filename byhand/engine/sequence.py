@@ -13,6 +13,7 @@ from byhand.types import FinishReason, Step, Token
 if TYPE_CHECKING:
     import torch
 
+    from byhand.sampling.chain import Settings
     from byhand.sampling.look import Survey, Surveyor
 
 
@@ -35,7 +36,7 @@ class Snapshot:
 
     ids: list[int]
     prompt_length: int
-    params: SamplingParams
+    settings: Settings
     choice: int
     text_state: TextState
     text: str
@@ -114,9 +115,10 @@ class Sequence:
 
     ids: list[int]
     prompt_length: int
-    params: SamplingParams  # with the seed that the dice use, drawn when the request named none
+    settings: Settings  # with the seed that the dice use, drawn when the request named none
     choice: int
     text_state: TextState
+    max_length: int  # ids at most: the context's, or less where a server gives less
     text: str = ""
     computed: int = 0
     cached: int = 0  # the prompt's positions that were found in the prefix index
@@ -129,12 +131,16 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: Exception | None = None  # what ended it with FinishReason.ERROR
-    max_length: int | None = None  # ids at most, where a server gives less than the context
     read_prompt: int | None = None  # the best so many predictions are told after every prompt position
     positions_read: int = 0  # prompt positions whose predictions have been told
     prompt_tokens: tuple[Token, ...] | None = None  # for the Positions of a watched prompt, made once
     pieces: tuple[str, ...] = ()
     recent: RecentRows | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        """The settings as they were asked for."""
+        return self.settings.params
 
     @property
     def seed(self) -> int:
@@ -160,7 +166,7 @@ class Sequence:
     def keep(self, step: Step) -> None:
         """Add a step, with the settings it was made under."""
         self.steps.append(step)
-        self.step_params.append(self.params)
+        self.step_params.append(self.settings.params)
         self.text += step.text
 
     @property
@@ -178,7 +184,7 @@ class Sequence:
         return Snapshot(
             list(self.ids),
             self.prompt_length,
-            self.params,
+            self.settings,
             self.choice,
             self.text_state.copy(),
             self.text,

@@ -21,11 +21,12 @@ from byhand.engine.meter import Stats
 from byhand.engine.request import Request, RequestHandle
 from byhand.engine.sequence import RecentRows, Sequence
 from byhand.errors import Busy, LimitExceeded, NotServing
+from byhand.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from byhand import LLM
     from byhand.engine.engine import Engine
-    from byhand.sampling.params import SamplingParams
+    from byhand.sampling.chain import Settings
 
 __all__ = ["InteractiveHandle", "RequestHandle", "Stats", "Worker"]
 
@@ -77,34 +78,38 @@ class Worker:
             raise self._not_serving()
         return self.opened.result()
 
+    def check(self, params: SamplingParams) -> Settings:
+        """The settings of a request, once at its border; `submit` and `open` take them, or check params themselves."""
+        self.limits.check_params(params)
+        return self.llm.engine.check(params)
+
     def submit(
-        self, ids: list[int], params: SamplingParams, listener: Listener, *, read_prompt: int | None = None
+        self, ids: list[int], params: SamplingParams | Settings, listener: Listener, *, read_prompt: int | None = None
     ) -> RequestHandle:
-        """Queue `params.n` runs of one prompt; `listener` is told everything, on the worker's thread.
+        """Queue the `n` runs of one prompt; `listener` is told everything, on the worker's thread.
 
         read_prompt=k: with the best k predictions after every position of the prompt. What is wrong with the request is
         raised here; every choice of a handle that is given out ends with exactly one Finished or Failed.
         """
-        loop, ids = self._checked(ids, params, read_prompt)
+        loop, ids, settings = self._checked(ids, params, read_prompt)
+        choices = settings.params.n
         room = self.limits.running + self.limits.waiting
-        if not loop.meter.enter(params.n, room):
+        if not loop.meter.enter(choices, room):
             raise Busy(f"{room} runs are computed or waiting, which is this server's limit (running, waiting)")
-        handle = RequestHandle(self, params.n, listener)
+        handle = RequestHandle(self, choices, listener)
         deadline = perf_counter() + self.limits.seconds
-        if not self.post(lambda loop: _arrive(loop, handle, ids, params, read_prompt, deadline)):
+        if not self.post(lambda loop: _arrive(loop, handle, ids, settings, read_prompt, deadline)):
             raise self._not_serving()
         return handle
 
     def read(self, ids: list[int], top: int, listener: Listener) -> RequestHandle:
         """The prediction after every position, in Read events."""
-        from byhand.sampling.params import SamplingParams
-
         return self.submit(ids, SamplingParams(max_tokens=0), listener, read_prompt=top)
 
     def open(
         self,
         ids: list[int],
-        params: SamplingParams,
+        params: SamplingParams | Settings,
         listener: Listener,
         *,
         read_prompt: int | None = None,
@@ -114,14 +119,14 @@ class Worker:
 
         `prepare` is called with it on the worker's thread before anything is computed or told.
         """
-        loop, ids = self._checked(ids, params, read_prompt)
+        loop, ids, settings = self._checked(ids, params, read_prompt)
         if len(loop.scheduler.waiting) >= self.limits.waiting:
             loop.meter.rejected += 1
             raise Busy(f"{self.limits.waiting} runs are waiting, which is this server's limit (waiting)")
         handle = InteractiveHandle(self, listener)
 
         def begin(loop: EngineLoop) -> None:
-            sequence = loop.open(ids, params, _seed(params), read_prompt)
+            sequence = loop.open(ids, settings, read_prompt)
             sequence.recent = RecentRows(max(1, min(RECENT_ROWS, RECENT_BYTES // (4 * loop.engine.model.vocab_size))))
             if prepare is not None:
                 prepare(loop.engine, sequence)
@@ -199,22 +204,21 @@ class Worker:
     def _not_serving(self) -> NotServing:
         return NotServing(f"{WHY.get(self.state, WHY['closed'])}; try again later", state=self.state)
 
-    def _checked(self, ids: list[int], params: SamplingParams, read_prompt: int | None) -> tuple[EngineLoop, list[int]]:
+    def _checked(
+        self, ids: list[int], params: SamplingParams | Settings, read_prompt: int | None
+    ) -> tuple[EngineLoop, list[int], Settings]:
         loop = self._loop
         if self.state != "ready" or loop is None:
             raise self._not_serving()
-        llm = self.llm
-        ids = llm.encode(ids)
-        self._check_length(loop, len(ids), params)
-        params.check_vocabulary(llm.vocab_size)
-        self.limits.check_params(params)
+        ids = self.llm.encode(ids)
+        self.limits.check("prompt_tokens", len(ids), param="prompt")
+        settings = self.check(params) if isinstance(params, SamplingParams) else params
+        self._check_length(loop, len(ids), settings.params.max_tokens or 0)
         self.limits.check("logprobs", read_prompt or 0, param="top")
-        loop.engine.grammars.check(params)
-        return loop, ids
+        return loop, ids, settings
 
-    def _check_length(self, loop: EngineLoop, length: int, params: SamplingParams) -> None:
-        self.limits.check("prompt_tokens", length, param="prompt")
-        self.limits.check("total_tokens", length + (params.max_tokens or 0), param="max_tokens")
+    def _check_length(self, loop: EngineLoop, length: int, max_tokens: int) -> None:
+        self.limits.check("total_tokens", length + max_tokens, param="max_tokens")
         if length > loop.longest():
             message = f"the prompt has {length} tokens; one run of this server may hold {loop.longest()} (pages)"
             way = "a server started with a larger --cache-tokens, or --limit-pages if it has one, holds more"
@@ -304,23 +308,17 @@ class Worker:
         self._ended.set_result(None)
 
 
-def _seed(params: SamplingParams) -> int:
-    from byhand.sampling.dice import fresh_seed
-
-    return fresh_seed() if params.seed is None else params.seed
-
-
 def _arrive(
     loop: EngineLoop,
     handle: RequestHandle,
     ids: list[int],
-    params: SamplingParams,
+    settings: Settings,
     read_prompt: int | None,
     deadline: float,
 ) -> None:
     def begin() -> None:
-        sequence = loop.open(ids, params, _seed(params), read_prompt)
-        loop.add(Request(handle, 0, sequence, followers=params.n - 1, deadline=deadline))
+        sequence = loop.open(ids, settings, read_prompt)
+        loop.add(Request(handle, 0, sequence, followers=settings.params.n - 1, deadline=deadline))
 
     _or_failed(loop, handle, begin)
 

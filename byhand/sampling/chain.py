@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from math import exp, inf
 
 import numpy as np
@@ -42,6 +42,8 @@ SHOWN = 6
 LONGEST = 60
 OFF = {info.name: info.off for info in fields_table()}
 
+# A token's rank and id, and its logits in each row of the chain.
+Line = tuple[int, int, tuple[float, ...]]
 Stage = Callable[[History, Logits, SamplingParams], Logits]
 
 
@@ -106,12 +108,36 @@ def _active(params: SamplingParams) -> list[tuple[str, str, Stage]]:
     return [*field_stages(PROCESSORS), *own, *field_stages(() if params.is_greedy else WARPERS)]
 
 
-def run_chain(logits: Logits, history: History, params: SamplingParams) -> list[Link]:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """SamplingParams that a model can follow, and what they ask of every token. `settled` alone makes it.
+
+    Whoever is given one checks nothing: `stages` are name, setting and function of those that are not off, in order;
+    `best` is how many of the best tokens a choice tells of.
+    """
+
+    params: SamplingParams
+    stages: tuple[tuple[str, str, Stage], ...]
+    best: int
+    is_greedy: bool
+
+    def seeded(self, seed: int) -> Settings:
+        """The same with another seed of the dice."""
+        return replace(self, params=self.params.replace(seed=seed))
+
+
+def settled(params: SamplingParams, vocab_size: int) -> Settings:
+    """Check params against a model's vocabulary, once for all tokens."""
+    params.check_vocabulary(vocab_size)
+    params = params.replace()  # a copy: the mapping in them is the caller's, who may change it later
+    return Settings(params, tuple(_active(params)), max(TOP, params.logprobs or 0), params.is_greedy)
+
+
+def run_chain(logits: Logits, history: History, settings: Settings) -> list[Link]:
     """Raw logits, then the logits after each stage that had something to do. At least one token is always left."""
-    params.check_vocabulary(len(logits))
     links = [Link("raw", "", logits, len(logits))]
-    for name, setting, stage in _active(params):
-        after = stage(history, links[-1].logits, params)
+    for name, setting, stage in settings.stages:
+        after = stage(history, links[-1].logits, settings.params)
         if after is links[-1].logits:
             continue
         _check(name, setting, after, links, len(history.ids) - history.prompt_length)
@@ -141,10 +167,13 @@ class Choice:
     forced: bool
 
 
-def _scored(links: Sequence[Link], row: Row, norm: float, token: int, rank: int, line: Sequence[float]) -> Scored:
-    """A candidate, its probability after the chain, and the first stage that left it at -inf: `line` has its logits."""
-    removed_by = links[line.index(-inf)].name if -inf in line else None
-    return Scored(token, line[0] - row.log_normalizer, rank, exp(line[-1] - norm), removed_by)
+def _scored(links: Sequence[Link], row: Row, norm: float, lines: Iterable[Line]) -> list[Scored]:
+    """Candidates, their probabilities after the chain, and the first stage that left each at -inf."""
+    raw = row.log_normalizer
+    return [
+        Scored(token, line[0] - raw, rank, exp(line[-1] - norm), links[line.index(-inf)].name if -inf in line else None)
+        for rank, token, line in lines
+    ]
 
 
 def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw | None, float]:
@@ -157,16 +186,11 @@ def _decide(links: Sequence[Link], row: Row, u: float | None) -> tuple[int, Draw
     return *draw(alive, u), alive.log_normalizer
 
 
-def best_wanted(params: SamplingParams, top: int = TOP) -> int:
-    """How many of the best a choice with these params tells of."""
-    return max(TOP, top, params.logprobs or 0)
-
-
 def choose(
     logits: torch.Tensor,
     ids: Sequence[int],
     prompt_length: int,
-    params: SamplingParams,
+    settings: Settings,
     *,
     eos_ids: frozenset[int],
     position: int,
@@ -181,26 +205,25 @@ def choose(
 
     `ids` are prompt and continuation so far. `forced` names the token instead: the chain still shows what it would
     have made of it, and no dice are thrown. Equal arguments give equal choices: nothing is remembered between calls.
-    `found` is what a kernel's survey says of the best `best_wanted` and the mass of the rest.
+    `found` is what a kernel's survey says of the `settings.best` and the mass of the rest.
     """
     values = vector(logits)
     if forced is not None and not 0 <= forced < len(values):
         raise BadRequest(f"token {forced} cannot be forced; this model's ids end at {len(values) - 1}", param="force")
-    row = measure(values, best_wanted(params, top), found)
-    links = run_chain(values, History(ids, prompt_length, eos_ids, grammars), params)
-    u = None if params.is_greedy or forced is not None else throw(seed, choice, position)
+    row = measure(values, max(settings.best, top), found)
+    links = run_chain(values, History(ids, prompt_length, eos_ids, grammars), settings)
+    u = None if settings.is_greedy or forced is not None else throw(seed, choice, position)
     token, share, log_normalizer = _decide(links, row, u)
     token = token if forced is None else forced
     top_ids = row.top_ids
     table = [tuple(row.top_logits)]  # (links, len(top_ids))
     table += [tuple(link.logits[top_ids].tolist()) for link in links[1:]]
-    entries = enumerate(zip(top_ids, zip(*table, strict=True), strict=True), start=1)
-    best = tuple([_scored(links, row, log_normalizer, each, rank, line) for rank, (each, line) in entries])
+    best = tuple(_scored(links, row, log_normalizer, zip(count(1), top_ids, zip(*table, strict=True), strict=False)))
     if token in top_ids:
         chosen = best[top_ids.index(token)]
     else:
-        line = [float(link.logits[token]) for link in links]
-        chosen = _scored(links, row, log_normalizer, token, row.rank(token), line)
+        line = row.rank(token), token, tuple([float(link.logits[token]) for link in links])
+        [chosen] = _scored(links, row, log_normalizer, [line])
     stages = zip(links, table, strict=True)
     chain = tuple([ChainStage(link.name, link.setting, link.kept, logits) for link, logits in stages])
     _, logprob, rank, prob, removed_by = chosen

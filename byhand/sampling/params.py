@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -193,12 +193,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for info in fields_table():
-            value = getattr(self, info.name)
-            if value is None and (info.optional or info.kind in ("ids", "texts", "biases", "functions")):
-                checked = None if info.optional else CHECKS[info.kind](info, {} if info.kind == "biases" else ())
-            else:
-                checked = CHECKS[info.kind](info, value)
-            object.__setattr__(self, info.name, checked)
+            object.__setattr__(self, info.name, _checked(info, getattr(self, info.name)))
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             message = f"`min_tokens` is {self.min_tokens}; it must be at most max_tokens, which is {self.max_tokens}"
             raise BadRequest(message, param="min_tokens")
@@ -218,9 +216,16 @@ class SamplingParams:
         return self.temperature == 0
 
     def replace(self, **changes: Unpack[AllOptions]) -> Self:
-        """A copy with some fields changed, checked like a new one."""
+        """A copy with some fields changed, and these checked: the others were when they came."""
         _refuse_unknown(changes)
-        return replace(self, **cast(dict[str, Any], changes))
+        given = cast(dict[str, Any], changes)
+        checked = {info.name: _checked(info, given[info.name]) for info in fields_table() if info.name in given}
+        copy = object.__new__(type(self))
+        for info in fields_table():
+            value = checked[info.name] if info.name in checked else getattr(self, info.name)
+            object.__setattr__(copy, info.name, dict(value) if isinstance(value, dict) else value)
+        copy._check_together()
+        return copy
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that a model of this vocabulary does not have."""
@@ -275,6 +280,15 @@ def fields_table() -> tuple[FieldInfo, ...]:
         FieldInfo(name=each.name, default={} if each.metadata["kind"] == "biases" else each.default, **each.metadata)
         for each in fields(SamplingParams)
     )
+
+
+def _checked(info: FieldInfo, value: object) -> object:
+    """A field's value as it is kept; None is what the field is without it."""
+    if value is None and info.optional:
+        return None
+    if value is None and info.kind in ("ids", "texts", "biases", "functions"):
+        value = {} if info.kind == "biases" else ()
+    return CHECKS[info.kind](info, value)
 
 
 def _naming_the_unknown(made: Callable[..., None]) -> Callable[..., None]:

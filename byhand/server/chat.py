@@ -24,7 +24,7 @@ from byhand.server.answers import (
     Delta,
 )
 from byhand.server.completions import check_limits, depth_of_reading, extras
-from byhand.server.generation import Job, Piece, PromptIn, check_params, params_of
+from byhand.server.generation import Job, Piece, PromptIn, checked, params_of
 from byhand.server.logprobs import chat_step
 from byhand.server.problems import ApiError
 from byhand.server.service import Service, service_of
@@ -102,9 +102,9 @@ def job_of(service: Service, request: ChatRequest) -> Job:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     params = params_of(llm, service.limits, request, max_tokens, logprobs)
     check_limits(service, request, params)
-    check_params(llm, params)
+    settings = checked(llm, params)
     prompt = render(llm, request, with_tools=request.tool_choice != "none")
-    return Job([prompt], params, depth_of_reading(request, None))
+    return Job([prompt], settings, depth_of_reading(request, None))
 
 
 class Chat(Answering[ChunkChoice]):

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from byhand.sampling.params import SamplingParams
 from byhand.server.answering import Answering, add_extras
 from byhand.server.answers import CompletionAnswer, CompletionChoice, LegacyLogprobs
-from byhand.server.generation import Job, Piece, PromptIn, check_params, check_runs, params_of, prepared
+from byhand.server.generation import Job, Piece, PromptIn, check_runs, checked, params_of, prepared
 from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step, prompt_logprobs
 from byhand.server.service import Service, service_of
 from byhand.server.shapes import CompletionRequest, Sampling
@@ -54,11 +54,11 @@ def job_of(service: Service, request: CompletionRequest) -> Job:
     max_tokens = MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = params_of(llm, service.limits, request, max_tokens, request.logprobs)
     check_limits(service, request, params)
-    check_params(llm, params)
+    settings = checked(llm, params)
     echoed = request.logprobs if request.echo else None
     prompts = _prompts(request.prompt)
     check_runs(service, len(prompts), params)
-    return Job([_encoded(llm, prompt) for prompt in prompts], params, depth_of_reading(request, echoed))
+    return Job([_encoded(llm, prompt) for prompt in prompts], settings, depth_of_reading(request, echoed))
 
 
 def extras(request: Sampling, piece: Piece) -> dict[str, Any]:

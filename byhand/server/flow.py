@@ -7,12 +7,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from byhand.engine.events import Event, Failed, Finished, Stepped
 from byhand.engine.worker import RequestHandle, Worker
 from byhand.sampling.params import SamplingParams
 from byhand.types import Step
+
+if TYPE_CHECKING:
+    from byhand.sampling.chain import Settings
 
 T = TypeVar("T")
 
@@ -36,7 +39,12 @@ class Flow:
         self._held = False
 
     def submit(
-        self, ids: list[int], params: SamplingParams, *, read_prompt: int | None = None, ends: Ends | None = None
+        self,
+        ids: list[int],
+        params: SamplingParams | Settings,
+        *,
+        read_prompt: int | None = None,
+        ends: Ends | None = None,
     ) -> None:
         """Ask for the choices of one more prompt; raises at once where they cannot be had."""
         place = len(self._handles)
@@ -49,7 +57,7 @@ class Flow:
         submitted: Future[RequestHandle] = Future()  # its first step may be told before `submit` has returned
         self._handles.append(self._worker.submit(ids, params, listen, read_prompt=read_prompt))
         submitted.set_result(self._handles[place])
-        self._open += params.n
+        self._open += self._handles[-1].choices
 
     def _put(self, place: int, event: Event) -> None:
         self._events.append((place, event))

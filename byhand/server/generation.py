@@ -28,6 +28,7 @@ from byhand.types import FinishReason, Position, Step, Usage
 if TYPE_CHECKING:
     from byhand.engine.limits import Limits
     from byhand.llm import LLM
+    from byhand.sampling.chain import Settings
 
 SAME_NAMES = (
     "top_p",
@@ -64,14 +65,14 @@ class Job:
     """One request: prompts, settings, and how many candidates after each prompt position are wanted, if any."""
 
     prompts: list[PromptIn]
-    params: SamplingParams
+    settings: Settings
     read: int | None
     ends: Ends | None = None
     usages: dict[tuple[int, int], Usage] = field(default_factory=dict)
 
     def index(self, place: int, choice: int) -> int:
         """The number of a choice in the answer: prompt by prompt."""
-        return place * self.params.n + choice
+        return place * self.settings.params.n + choice
 
     @property
     def usage(self) -> UsageAnswer:
@@ -147,17 +148,15 @@ async def prepared(request: Request, asked: Sampling, work: Callable[[], Job]) -
     return await beside(LONG_TEXT + len(data) if asked.response_format else len(data), work)
 
 
-def check_params(llm: LLM, params: SamplingParams) -> None:
-    """Refuse ids that the model lacks, and constraints that cannot be followed."""
-    params.check_vocabulary(llm.vocab_size)
+def checked(llm: LLM, params: SamplingParams) -> Settings:
+    """The settings, once and for all: ids that the model lacks and constraints that cannot be followed are refused."""
     if max(params.stop_ids, default=0) >= llm.vocab_size:
         message = f"`stop_ids` names token {max(params.stop_ids)}; this model's ids end at {llm.vocab_size - 1}"
         raise BadRequest(message, param="stop_ids")
-    if any(getattr(params, name) for name in CONSTRAINTS):
-        try:
-            llm.engine.grammars.check(params)
-        except BadRequest as error:
-            raise _refused(error, "invalid_grammar") from None
+    try:
+        return llm.engine.check(params)
+    except BadRequest as error:
+        raise (_refused(error, "invalid_grammar") if error.param in CONSTRAINTS else error) from None
 
 
 def check_runs(service: Service, prompts: int, params: SamplingParams) -> None:
@@ -173,7 +172,7 @@ def open_flow(service: Service, job: Job) -> Flow:
     flow = Flow(service.worker)
     try:
         for prompt in job.prompts:
-            flow.submit(prompt.ids, job.params, read_prompt=job.read, ends=job.ends)
+            flow.submit(prompt.ids, job.settings, read_prompt=job.read, ends=job.ends)
     except BaseException:
         flow.cancel()
         raise
@@ -210,7 +209,7 @@ async def pieces(service: Service, job: Job, flow: Flow) -> AsyncIterator[Piece]
 
 
 def _openings(job: Job, place: int) -> Sequence[Piece]:
-    return [Piece(job.index(place, choice), job.prompts[place]) for choice in range(job.params.n)]
+    return [Piece(job.index(place, choice), job.prompts[place]) for choice in range(job.settings.params.n)]
 
 
 def _reason(reason: FinishReason) -> Literal["stop", "length"]:

@@ -211,7 +211,10 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take one id; the text newly safe to show."""
         piece = None if token_id in self._skipped else self._tokenizer.piece(token_id)
-        return "" if piece is None else self._without_context(self._text.push(piece))
+        if piece is None:
+            return ""
+        text = self._text.push(piece)
+        return self._without_context(text) if self._before else text
 
     @property
     def held(self) -> str:

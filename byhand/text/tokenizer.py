@@ -86,6 +86,11 @@ class Tokenizer:
             token = self._tokens[token_id] = self._make_token(token_id)
         return token
 
+    def tokens(self, ids: Iterable[int]) -> list[Token]:
+        """Several of them: those of a step are looked up together."""
+        known = self._tokens
+        return [known.get(token_id) or self.token(token_id) for token_id in ids]
+
     # Text to ids.
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from byhand.engine.breakpoint import Breakpoint
 from byhand.jsonable import step_to_json, token_to_json
+from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import SamplingParams
 from byhand.server.defaults import with_defaults
 from byhand.server.live import views
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from byhand.engine.limits import Limits
     from byhand.engine.sequence import Sequence
     from byhand.llm import LLM
+    from byhand.sampling.chain import Settings
     from byhand.types import Step
 
 Json = dict[str, Any]
@@ -31,12 +33,11 @@ TOP = 5
 
 
 def params_of(llm: LLM, limits: Limits, said: Json) -> SamplingParams:
-    """What the client says, else what the checkpoint asks for, else OpenAI's default."""
+    """What the client says, else what the checkpoint asks for, else OpenAI's default; with the seed of the dice."""
     if said.get("n", 1) != 1:
         raise FrameError("invalid_value", "`n` must be 1: a live run is one run; fork it for others", param="n")
-    checked = SamplingParams.from_json(said)
-    asked = {name: getattr(checked, name) for name, value in said.items() if value is not None}
-    return with_defaults(llm, limits, asked)
+    seed = fresh_seed() if said.get("seed") is None else said["seed"]
+    return with_defaults(llm, limits, {**said, "seed": seed})
 
 
 def until_of(llm: LLM, said: Json) -> Breakpoint:
@@ -46,12 +47,12 @@ def until_of(llm: LLM, said: Json) -> Breakpoint:
     return Breakpoint(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
-def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[SamplingParams, list[int], list[Json]]:
+def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[Settings, list[int], list[Json]]:
     """What a run begins with: its settings, and the ids and tokens of a prompt or of messages."""
     params = params_of(llm, limits, fields.get("params", {}))
     ids = llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
-    llm.engine.grammars.check(params)
-    return params, ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
+    limits.check_params(params)
+    return llm.engine.check(params), ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
 
 
 # Runs come and go.
@@ -61,21 +62,17 @@ async def start(session: Session, frame: Frame, handle: Handle) -> None:
     """A run: prefilled and paused."""
     llm, fields = session.worker.llm, frame.fields
     top = fields.get("top", TOP)
-    params, ids, tokens = await asyncio.to_thread(beginning_of, llm, session.limits, fields)
-    if params.seed is None:
-        from byhand.sampling.dice import fresh_seed
-
-        params = params.replace(seed=fresh_seed())
+    settings, ids, tokens = await asyncio.to_thread(beginning_of, llm, session.limits, fields)
     handle.mark, handle.wants_record = frame.id, fields.get("record", False)
     # The answer stands in the queue before the first event can.
-    values = {"ids": ids, "tokens": tokens, "params": params.to_json()}
+    values = {"ids": ids, "tokens": tokens, "params": settings.params.to_json()}
 
     def prepare(_: Engine, run: Sequence) -> None:
         handle.run = run
         session.answer(frame, "started", handle, values)
 
     listener = session.listener(handle)
-    session.steer(handle, session.worker.open(ids, params, listener, read_prompt=top or None, prepare=prepare))
+    session.steer(handle, session.worker.open(ids, settings, listener, read_prompt=top or None, prepare=prepare))
     await handle.standing.wait()
 
 
@@ -98,19 +95,19 @@ async def load(session: Session, frame: Frame, handle: Handle) -> None:
     llm.check_ids(record.ids, "record.ids")
     session.limits.check("total_tokens", len(record.ids), param="record")
     llm.check_length(len(record.ids), "record")
-    params = _seeded(record.params, record.seed)
+    settings = session.worker.check(_seeded(record.params, record.seed))
 
     def fill(engine: Engine, run: Sequence) -> None:
         from byhand.engine.operations import refill
 
         step_params = [_seeded(record.params_at(step.index), record.seed) for step in record.steps]
-        refill(engine, run, list(record.steps), step_params, params, record.choice)
+        refill(engine, run, list(record.steps), step_params, settings, record.choice)
         handle.run, run.finish_reason, run.stop_reason = run, record.finish_reason, record.stop_reason
         values = {**views.run_view(llm, run), "steps": [step_to_json(step) for step in run.steps]}
         session.answer(frame, "started", handle, values)
 
     handle.mark = frame.id
-    session.steer(handle, session.worker.open(record.prompt_ids, params, session.listener(handle), prepare=fill))
+    session.steer(handle, session.worker.open(record.prompt_ids, settings, session.listener(handle), prepare=fill))
     await handle.standing.wait()
 
 
