@@ -7,18 +7,19 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
 
 from byhand import LLM, FinishReason, SamplingParams
 from byhand.engine.events import Event, Failed, Finished, Progress, Read, Stepped
 from byhand.engine.worker import Worker
+from byhand.server.answering import Answering
 from byhand.server.flow import ClientGone, Flow, while_there
-from byhand.server.generation import Job, PromptIn, open_flow, pieces
+from byhand.server.generation import Job, PromptIn, open_flow
 from byhand.server.metrics import Metrics
 from byhand.server.service import Service
-from byhand.types import Usage
+from byhand.types import Step, Usage
 
 T = TypeVar("T")
 FIRST, SECOND = [5, 6, 7], [9] * 4
@@ -350,22 +351,45 @@ def test_a_flow_that_is_left_leaves_no_run(worker: Worker) -> None:
     within(talk())
 
 
-def test_pieces_are_openings_tokens_and_endings_with_the_number_of_their_choice(worker: Worker, llm: LLM) -> None:
+class Noted(NamedTuple):
+    """What happened to a choice."""
+
+    index: int
+    prompt: PromptIn
+    what: object
+
+
+class Notes(Answering[Any]):
+    """An answer whose parts are what it was told."""
+
+    def opening(self, index: int, prompt: PromptIn) -> Noted:
+        return Noted(index, prompt, "opening")
+
+    def token(self, index: int, prompt: PromptIn, step: Step) -> Noted:
+        return Noted(index, prompt, step.token.id)
+
+    def ending(self, index: int, prompt: PromptIn, event: Finished) -> Noted:
+        return Noted(index, prompt, event.finish_reason)
+
+    def chunk(self, parts: list[Any], **usage: Any) -> Any: ...
+
+    def total(self, parts: Any) -> Any: ...
+
+
+def test_parts_are_openings_tokens_and_endings_with_the_number_of_their_choice(worker: Worker, llm: LLM) -> None:
     asked = params(n=2, temperature=1.0, seed=3, max_tokens=4)
     job = Job([PromptIn("", FIRST), PromptIn("", SECOND)], worker.check(asked), 2)
 
     async def talk() -> list[Any]:
         service = Service(worker, "x", Metrics(worker))
         with open_flow(service, job) as flow:
-            return [piece async for piece in pieces(service, job, flow)]
+            return [part async for part in Notes(service, cast(Any, None), job, "x").parts(flow)]
 
     found = within(talk())
     for index, alone in enumerate(llm.generate([FIRST, SECOND], asked)):
-        mine = [piece for piece in found if piece.index == index]
-        assert [piece.is_opening for piece in mine] == [True] + [False] * 5
-        assert [piece.step.token.id for piece in mine[1:-1]] == alone.ids
-        assert (mine[-1].finish_reason, mine[-1].step) == ("length", None)
-        assert {id(piece.prompt) for piece in mine} == {id(job.prompts[index // 2])}
+        mine = [part for part in found if part.index == index]
+        assert [part.what for part in mine] == ["opening", *alone.ids, FinishReason.LENGTH]
+        assert {id(part.prompt) for part in mine} == {id(job.prompts[index // 2])}
     for prompt in job.prompts:
         assert [at.position for at in prompt.positions] == list(range(len(prompt.ids)))
         assert [at.token.id for at in prompt.positions] == prompt.ids

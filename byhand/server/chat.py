@@ -7,12 +7,12 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from byhand.server.answering import Answering, add_extras
+from byhand.server.answering import Answering, add_extras, ending_extras, opening_extras, token_extras
 from byhand.server.answers import (
     CalledTool,
     ChatAnswer,
@@ -23,8 +23,8 @@ from byhand.server.answers import (
     ChunkChoice,
     Delta,
 )
-from byhand.server.completions import check_limits, depth_of_reading, extras
-from byhand.server.generation import Job, Piece, PromptIn, checked, params_of
+from byhand.server.completions import check_limits, depth_of_reading
+from byhand.server.generation import Job, PromptIn, checked, params_of, reason_of
 from byhand.server.logprobs import chat_step
 from byhand.server.problems import ApiError
 from byhand.server.service import Service, service_of
@@ -32,6 +32,7 @@ from byhand.server.shapes import ChatRequest, Templated
 from byhand.server.tools import ToolText, begins_in_thought, teaches_calls
 
 if TYPE_CHECKING:
+    from byhand.engine.events import Finished
     from byhand.llm import LLM
     from byhand.types import Step
 
@@ -128,38 +129,35 @@ class Chat(Answering[ChunkChoice]):
         thinks = begins_in_thought(self.job.prompts[0].text)
         return ToolText(thinks=thinks, only_first=self._chat.parallel_tool_calls is False)
 
-    def part(self, piece: Piece) -> ChunkChoice:
-        """The role, a token, or the finish reason."""
-        delta = self._delta(piece)
-        called = piece.finish_reason == "stop" and self._with_calls and self._texts[piece.index].count > 0
-        return ChunkChoice(
-            index=piece.index,
-            delta=delta,
-            logprobs=self._logprobs(piece),
-            finish_reason="tool_calls" if called else piece.finish_reason,
-            **extras(self._chat, piece),
-        )
+    def opening(self, index: int, prompt: PromptIn) -> ChunkChoice:
+        """The role."""
+        delta, more = Delta(role="assistant", content=""), opening_extras(self._chat, prompt)
+        return ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None, **more)
 
-    def _delta(self, piece: Piece) -> Delta:
-        if piece.is_opening:
-            return Delta(role="assistant", content="")
-        if not self._with_calls:
-            return Delta(content=piece.step.text) if piece.step else Delta()
-        text = self._texts[piece.index]
-        said, calls = text.push(piece.step.text) if piece.step else text.flush()
-        delta = Delta(content=said) if piece.step or said else Delta()
-        if calls:
-            delta.tool_calls = calls
-        return delta
+    def token(self, index: int, prompt: PromptIn, step: Step) -> ChunkChoice:
+        """A token's text, and the calls that it completes."""
+        delta, logprobs, more = Delta(content=step.text), None, token_extras(self._chat, step)
+        if self._with_calls:
+            delta.content, calls = self._texts[index].push(step.text)
+            if calls:
+                delta.tool_calls = calls
+        if self._chat.logprobs:
+            logprobs = ChatLogprobs(content=[chat_step(step, self._chat.top_logprobs or 0)], refusal=None)
+        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None, **more)
 
-    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
-        if not self._chat.logprobs or piece.step is None:
-            return None
-        return ChatLogprobs(content=[chat_step(piece.step, self._chat.top_logprobs or 0)], refusal=None)
+    def ending(self, index: int, prompt: PromptIn, event: Finished) -> ChunkChoice:
+        """What was held back, and why it ends."""
+        delta, more = Delta(), ending_extras(self._chat, event)
+        reason: Literal["stop", "length", "tool_calls"] = reason_of(event)
+        if self._with_calls:
+            said, _ = self._texts[index].flush()
+            delta = Delta(content=said) if said else delta
+            reason = "tool_calls" if reason == "stop" and self._texts[index].count > 0 else reason
+        return ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason, **more)
 
-    def chunk(self, parts: list[ChunkChoice]) -> ChatChunk:
+    def chunk(self, parts: list[ChunkChoice], **usage: Any) -> ChatChunk:
         """A chunk of a stream."""
-        return ChatChunk(object="chat.completion.chunk", choices=parts, **self.head)
+        return ChatChunk(object="chat.completion.chunk", choices=parts, **self.head, **usage)
 
     def total(self, parts: Sequence[list[ChunkChoice]]) -> ChatAnswer:
         """The whole answer."""

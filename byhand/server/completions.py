@@ -9,15 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from byhand.sampling.params import SamplingParams
-from byhand.server.answering import Answering, add_extras
-from byhand.server.answers import CompletionAnswer, CompletionChoice, LegacyLogprobs
-from byhand.server.generation import Job, Piece, PromptIn, check_runs, checked, params_of, prepared
-from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step, prompt_logprobs
+from byhand.server.answering import Answering, add_extras, ending_extras, opening_extras, token_extras
+from byhand.server.answers import CompletionAnswer, CompletionChoice
+from byhand.server.generation import Job, PromptIn, check_runs, checked, params_of, prepared, reason_of
+from byhand.server.logprobs import Offsets, empty_legacy, joined, legacy_prompt, legacy_step
 from byhand.server.service import Service, service_of
 from byhand.server.shapes import CompletionRequest, Sampling
 
 if TYPE_CHECKING:
+    from byhand.engine.events import Finished
     from byhand.llm import LLM
+    from byhand.types import Step
 
 MAX_TOKENS = 16
 
@@ -61,20 +63,6 @@ def job_of(service: Service, request: CompletionRequest) -> Job:
     return Job([_encoded(llm, prompt) for prompt in prompts], settings, depth_of_reading(request, echoed))
 
 
-def extras(request: Sampling, piece: Piece) -> dict[str, Any]:
-    """byhand's own fields of a choice, where they were asked for."""
-    found: dict[str, Any] = {}
-    if request.return_token_ids:
-        found["token_ids"] = [piece.step.token.id] if piece.step else []
-        if piece.is_opening:
-            found["prompt_token_ids"] = piece.prompt.ids
-        if piece.finish_reason:
-            found["stop_reason"] = piece.stop_reason
-    if request.prompt_logprobs is not None and piece.is_opening:
-        found["prompt_logprobs"] = prompt_logprobs(piece.prompt.positions, request.prompt_logprobs)
-    return found
-
-
 class Completion(Answering[CompletionChoice]):
     """One request on its way; remembers where each text's next token begins."""
 
@@ -84,48 +72,41 @@ class Completion(Answering[CompletionChoice]):
         self._tokenizer = service.worker.llm.tokenizer
         self._offsets: dict[int, Offsets] = {}
 
-    def part(self, piece: Piece) -> CompletionChoice | None:
-        """What a piece adds to its choice; None for an opening that has nothing to say."""
-        more = extras(self._request, piece)
-        text = piece.step.text if piece.step else ""
-        if piece.is_opening:
-            self._offsets[piece.index] = self._first_offset(piece)
-            text = piece.prompt.text if self._request.echo else ""
-            if not more and not self._request.echo:
-                return None
-        return CompletionChoice(
-            text=text,
-            index=piece.index,
-            logprobs=self._logprobs(piece),
-            finish_reason=piece.finish_reason,
-            **more,
-        )
-
-    def _first_offset(self, piece: Piece) -> Offsets:
-        start = len(piece.prompt.text) if self._request.echo else 0
-        return Offsets(self._tokenizer, piece.prompt.ids if self._request.logprobs is not None else (), start)
-
-    def _logprobs(self, piece: Piece) -> LegacyLogprobs | None:
-        k = self._request.logprobs
-        if k is None:
+    def opening(self, index: int, prompt: PromptIn) -> CompletionChoice | None:
+        """The prompt where it is echoed; None where there is nothing to say."""
+        asked, more = self._request, opening_extras(self._request, prompt)
+        start = len(prompt.text) if asked.echo else 0
+        known = prompt.ids if asked.logprobs is not None else ()
+        self._offsets[index] = Offsets(self._tokenizer, known, start)
+        if not more and not asked.echo:
             return None
-        if piece.step is not None:
-            return legacy_step(piece.step, k, self._offsets[piece.index].push(piece.step.token.id))
-        if piece.is_opening and self._request.echo:
-            prompt = piece.prompt
+        logprobs = None if asked.logprobs is None else empty_legacy(asked.logprobs)
+        if asked.echo and asked.logprobs is not None:
             tokens = [position.token for position in prompt.positions]
-            return legacy_prompt(tokens, prompt.positions, k, prompt.text, self._tokenizer)
-        return empty_legacy(k)
+            logprobs = legacy_prompt(tokens, prompt.positions, asked.logprobs, prompt.text, self._tokenizer)
+        text = prompt.text if asked.echo else ""
+        return CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=None, **more)
 
-    def chunk(self, parts: list[CompletionChoice]) -> CompletionAnswer:
+    def token(self, index: int, prompt: PromptIn, step: Step) -> CompletionChoice:
+        """A token's text."""
+        k, logprobs, more = self._request.logprobs, None, token_extras(self._request, step)
+        if k is not None:
+            logprobs = legacy_step(step, k, self._offsets[index].push(step.token.id))
+        return CompletionChoice(text=step.text, index=index, logprobs=logprobs, finish_reason=None, **more)
+
+    def ending(self, index: int, prompt: PromptIn, event: Finished) -> CompletionChoice:
+        """Why it ends."""
+        k, reason, more = self._request.logprobs, reason_of(event), ending_extras(self._request, event)
+        logprobs = None if k is None else empty_legacy(k)
+        return CompletionChoice(text="", index=index, logprobs=logprobs, finish_reason=reason, **more)
+
+    def chunk(self, parts: list[CompletionChoice], **usage: Any) -> CompletionAnswer:
         """A chunk of a stream."""
-        return CompletionAnswer(object="text_completion", choices=parts, **self.head)
+        return CompletionAnswer(object="text_completion", choices=parts, **self.head, **usage)
 
     def total(self, parts: Sequence[list[CompletionChoice]]) -> CompletionAnswer:
         """The whole answer."""
-        answer = self.chunk([self._sum(of_one) for of_one in parts])
-        answer.usage = self.job.usage
-        return answer
+        return self.chunk([self._sum(of_one) for of_one in parts], usage=self.job.usage)
 
     def _sum(self, parts: list[CompletionChoice]) -> CompletionChoice:
         k = self._request.logprobs

@@ -1,19 +1,16 @@
-"""A request becomes runs, and what the runs tell becomes pieces: an opening, one piece a token, an ending.
-
-Streams send the pieces as they come; answers in one piece are their sum.
-"""
+"""A request becomes runs: its settings, checked once, its prompts, and the flow of what they tell."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from starlette.requests import Request
 
-from byhand.engine.events import Failed, Finished, Read, Stepped
+from byhand.engine.events import Failed, Finished
 from byhand.errors import BadRequest
 from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import CONSTRAINTS, SamplingParams
@@ -23,7 +20,7 @@ from byhand.server.flow import Ends, Flow
 from byhand.server.problems import ApiError
 from byhand.server.service import LONG_TEXT, Service, beside
 from byhand.server.shapes import JsonObject, JsonSchema, OneOf, Regex, Sampling
-from byhand.types import FinishReason, Position, Step, Usage
+from byhand.types import FinishReason, Position, Usage
 
 if TYPE_CHECKING:
     from byhand.engine.limits import Limits
@@ -86,22 +83,6 @@ class Job:
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=CachedTokens(cached_tokens=cached),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Something new about one choice: it opens, gets a token, or ends."""
-
-    index: int
-    prompt: PromptIn
-    step: Step | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-    stop_reason: int | str | None = None
-
-    @property
-    def is_opening(self) -> bool:
-        """True for the first piece of a choice."""
-        return self.step is None and self.finish_reason is None
 
 
 # From a request to settings.
@@ -179,43 +160,19 @@ def open_flow(service: Service, job: Job) -> Flow:
     return flow
 
 
-# From events to pieces.
+# What the events of a job say.
 
 
-async def pieces(service: Service, job: Job, flow: Flow) -> AsyncIterator[Piece]:
-    """What happens to the choices of a job, until all have ended; the first error ends it for all."""
-    clock = Clock(service)
-    if job.read is None:
-        for place in range(len(job.prompts)):
-            for piece in _openings(job, place):
-                yield piece
-    async for place, event in flow:
-        prompt = job.prompts[place]
-        match event:
-            case Read(positions=positions):
-                prompt.positions += [replace(position, pieces=()) for position in positions]
-                if len(prompt.positions) == len(prompt.ids):
-                    for piece in _openings(job, place):
-                        yield piece
-            case Stepped(choice=choice, step=step):
-                clock.tick(job.index(place, choice))
-                yield Piece(job.index(place, choice), prompt, step)
-            case Finished(choice=choice, finish_reason=reason, stop_reason=stop_reason, usage=usage):
-                job.usages[place, choice] = usage
-                ended = Piece(job.index(place, choice), prompt, None, _reason(reason), stop_reason)
-                yield ended
-            case Failed(error=error):
-                raise _refused(error, "run_refused") if isinstance(error, BadRequest) else error
-
-
-def _openings(job: Job, place: int) -> Sequence[Piece]:
-    return [Piece(job.index(place, choice), job.prompts[place]) for choice in range(job.settings.params.n)]
-
-
-def _reason(reason: FinishReason) -> Literal["stop", "length"]:
-    if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+def reason_of(event: Finished) -> Literal["stop", "length"]:
+    """Why a choice ended, in OpenAI's words."""
+    if event.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         raise ApiError(503, "the run was ended by the server", code="aborted", headers={"Retry-After": "1"})
-    return "stop" if reason == FinishReason.STOP else "length"
+    return "stop" if event.finish_reason == FinishReason.STOP else "length"
+
+
+def failure_of(event: Failed) -> Exception:
+    """What a choice that failed is answered with."""
+    return _refused(event.error, "run_refused") if isinstance(event.error, BadRequest) else event.error
 
 
 class Clock:

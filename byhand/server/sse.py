@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from byhand.server.answers import Answer
 from byhand.server.flow import ClientGone, Flow, while_there
 from byhand.server.problems import problem_of
 
@@ -20,6 +21,10 @@ QUIET_SECONDS = 15.0  # without a word for so long, proxies and clients give up:
 def compact(value: Any) -> str:
     """JSON on one line; NaN and infinity are refused, for JSON has none."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _json(value: Any) -> str:
+    return value.model_dump_json(exclude_unset=True) if isinstance(value, Answer) else compact(value)
 
 
 class Pieces(Response):
@@ -38,7 +43,7 @@ class Pieces(Response):
 
     def encode(self, value: Any) -> bytes:
         """One piece."""
-        return compact(value).encode() + b"\n"
+        return _json(value).encode() + b"\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all pieces, and stop making them when the client has gone."""
@@ -72,7 +77,7 @@ class EventStream(Pieces):
 
     def encode(self, value: Any) -> bytes:
         """One event."""
-        return b"data: " + compact(value).encode() + b"\n\n"
+        return b"data: " + _json(value).encode() + b"\n\n"
 
 
 _PAUSE = object()
