@@ -230,7 +230,7 @@ def is_marked(arguments: tuple[Any, ...]) -> bool:
         ("byhand.engine.sampler.choose", True),
         ("byhand.engine.text_state.TextState.push", True),
         ("byhand.server.chat.chat_step", False),
-        ("byhand.server.sse.compact", False),
+        ("byhand.server.sse.as_json", False),
     ],
 )
 def test_a_fault_ends_its_own_request_alone(

@@ -23,7 +23,8 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """A chunk, or anything else that JSON knows, on one line."""
     return value.model_dump_json(exclude_unset=True) if isinstance(value, Answer) else compact(value)
 
 
@@ -43,7 +44,7 @@ class Pieces(Response):
 
     def encode(self, value: Any) -> bytes:
         """One piece."""
-        return _json(value).encode() + b"\n"
+        return as_json(value).encode() + b"\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all pieces, and stop making them when the client has gone."""
@@ -77,7 +78,7 @@ class EventStream(Pieces):
 
     def encode(self, value: Any) -> bytes:
         """One event."""
-        return b"data: " + _json(value).encode() + b"\n\n"
+        return b"data: " + as_json(value).encode() + b"\n\n"
 
 
 _PAUSE = object()
