@@ -22,11 +22,12 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from byhand import LLM, SamplingParams
+from byhand import LLM
 from byhand.cli import serve
 from byhand.engine.limits import Limits
 from byhand.engine.meter import Stats
 from byhand.engine.text_state import TextState
+from byhand.sampling.chain import Settings
 from byhand.server.line import describe
 from tests.conftest import tiny_llama
 from tests.serving import Process, Running, byhand_serve, ended, served, until
@@ -213,11 +214,11 @@ def test_a_prompt_of_4000_tokens_stalls_no_stream(long_reader: Running) -> None:
 def is_marked(arguments: tuple[Any, ...]) -> bool:
     """Whether a call belongs to the request under test, which says FAULT and takes the best 37."""
     texts = (value for value in arguments if isinstance(value, str))
-    settings = (value for value in arguments if isinstance(value, SamplingParams))
+    settings = (value for value in arguments if isinstance(value, Settings))
     states = (value for value in arguments if isinstance(value, TextState))
     return (
         any("FAULT" in text for text in texts)
-        or any(params.top_k == 37 for params in settings)
+        or any(one.params.top_k == 37 for one in settings)
         or any(state._matcher.stops == ("FAULT",) for state in states)
     )
 
