@@ -15,6 +15,7 @@ import pytest
 from byhand import LLM
 from byhand.engine.limits import Limits
 from byhand.record import Record
+from byhand.server.live.operate import OPERATIONS
 from byhand.server.live.session import Session
 from tests.serving import until
 from tests.wires import Json, Station, Wire, station, wire
@@ -591,7 +592,7 @@ def test_a_run_that_comes_while_the_queue_is_full_is_held_like_the_others(tiny_f
             return at.worker.stats().generated_tokens
 
         async def talk() -> None:
-            session = Session(at.live, at.worker, at.worker.limits)
+            session = Session(at.live, at.worker, at.worker.limits, OPERATIONS)
             taken: list[Json] = []
 
             async def say(op: str, **fields: Any) -> None:
