@@ -6,7 +6,7 @@ The format is described in docs/record.md; `VERSION` counts its incompatible cha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import repeat, zip_longest
@@ -14,19 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byhand.errors import BadRequest, RecordError
-from byhand.jsonable import (
-    Json,
-    Reader,
-    finish_from_json,
-    position_to_json,
-    step_from_json,
-    step_to_json,
-    token_from_json,
-    token_to_json,
-    usage_to_json,
-)
+from byhand.jsonable import Json, position_to_json, step_to_json, token_to_json, usage_to_json
 from byhand.sampling.params import SamplingParams
-from byhand.types import Candidate, FinishReason, Step, Token, Usage
+from byhand.types import Candidate, FinishReason, ModelIdentity, Step, Token, Usage
 
 if TYPE_CHECKING:
     from byhand.llm import LLM
@@ -47,16 +37,6 @@ FORMAT = "byhand.record"
 VERSION = 1
 # Numbers of a run made again agree this closely; batching and chunking round differently in the last bits.
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """Which model made a record: the name it was opened by, its type, and a digest of what it is."""
-
-    name: str
-    model_type: str
-    digest: str
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,30 +145,18 @@ class Record:
     @classmethod
     def from_json(cls, document: object) -> Record:
         """Check and take in a document."""
-        at = Reader(document, "record")
-        if at.raw("format") != FORMAT:
-            raise RecordError(f"this is no byhand record: format is {str(at.raw('format'))[:40]!r}, not {FORMAT!r}")
-        if at.get("version", int) != VERSION:
-            raise RecordError(f"the record is of version {at.get('version', int)}; this byhand reads {VERSION}")
-        if at.get("choice", int) < 0:
-            raise RecordError(f"record.choice is {at.get('choice', int)}; it counts from 0")
-        settings, missing = _settings_from_json(at)
-        record = cls(
-            model=_identity_from_json(Reader(at.raw("model"), "record.model")),
-            seed=at.get("seed", int),
-            choice=at.get("choice", int),
-            settings=settings,
-            prompt=tuple(token_from_json(item) for item in at.objects("prompt")),
-            steps=tuple(step_from_json(item) for item in at.objects("steps")),
-            text=at.get("text", str),
-            finish_reason=finish_from_json(at),
-            stop_reason=_stop_reason(at),
-            usage=_usage_from_json(Reader(at.raw("usage"), "record.usage")),
-            created=at.get("created", str),
-            byhand=at.get("byhand", str),
-            missing=missing,
-        )
-        _check_consistent(record, at)
+        from byhand.record_shapes import HEAD, RECORD, read
+
+        head = read(HEAD, document)
+        if head["format"] != FORMAT:
+            raise RecordError(f"this is no byhand record: format is {str(head['format'])[:40]!r}, not {FORMAT!r}")
+        if head["version"] != VERSION:
+            raise RecordError(f"the record is of version {head['version']}; this byhand reads {VERSION}")
+        values = read(RECORD, document)
+        settings, missing = _settings_from_json(values.pop("settings"))
+        ids = values.pop("ids")
+        record = cls(**values, settings=settings, missing=missing)
+        _check_consistent(record, ids)
         return record
 
 
@@ -217,41 +185,27 @@ def _settings(run: Run) -> tuple[tuple[int, SamplingParams], ...]:
     return tuple(changes)
 
 
-def _identity_from_json(at: Reader) -> ModelIdentity:
-    return ModelIdentity(*(at.get(name, str) for name in ModelIdentity.__slots__))
-
-
-def _settings_from_json(at: Reader) -> tuple[tuple[tuple[int, SamplingParams], ...], tuple[tuple[str, ...], ...]]:
+def _settings_from_json(
+    given: Iterable[Json],
+) -> tuple[tuple[tuple[int, SamplingParams], ...], tuple[tuple[str, ...], ...]]:
     settings, missing = [], []
-    for item in at.objects("settings"):
-        given = item.get("params", dict)
+    for place, item in enumerate(given):
+        missing.append(tuple(item["params"].pop("stages", ())))
         try:
-            # A function of the user's stands in the file by name only.
-            values = {name: value for name, value in given.items() if name != "stages"}
-            settings.append((item.get("from", int), SamplingParams.from_json(values)))
+            settings.append((item["from"], SamplingParams.from_json(item["params"])))
         except BadRequest as error:
-            raise RecordError(f"{item.where}.params: {error}") from None
-        missing.append(tuple(Reader(given, f"{item.where}.params").items("stages", str) if "stages" in given else ()))
+            raise RecordError(f"record.settings[{place}].params: {error}") from None
     if not settings or settings[0][0] != 0:
         raise RecordError("record.settings does not begin at step 0")
     return tuple(settings), tuple(missing) if any(missing) else ()
 
 
-def _usage_from_json(at: Reader) -> Usage:
-    return Usage(at.get("prompt_tokens", int), at.get("completion_tokens", int), at.get("cached_tokens", int))
-
-
-def _stop_reason(at: Reader) -> int | str | None:
-    value = at.raw("stop_reason")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise RecordError("record.stop_reason is neither an id nor a string")
-    return value
-
-
-def _check_consistent(record: Record, at: Reader) -> None:
+def _check_consistent(record: Record, ids: list[int]) -> None:
+    if record.choice < 0:
+        raise RecordError(f"record.choice is {record.choice}; it counts from 0")
     if not record.prompt:
         raise RecordError("record.prompt is empty")
-    if at.items("ids", int) != record.ids:
+    if ids != record.ids:
         raise RecordError("record.ids are not the prompt's ids and the steps' ids, one after the other")
     for index, step in enumerate(record.steps):
         if (step.index, step.position) != (index, index + len(record.prompt)):

@@ -263,3 +263,13 @@ class Score:
 
     def __repr__(self) -> str:
         return reprs.score_repr(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model made a record: the name it was opened by, its type, and a digest of what it is."""
+
+    name: str
+    model_type: str
+    digest: str
+    dtype: str

@@ -52,8 +52,9 @@ ROOMS: dict[str, set[str]] = {
     "engine": DATA | {"cache", "models", "sampling", "text"},
     "jsonable": BASE,
     "run": DATA | {"engine", "sampling", "text", "record", "llm", "prompts"},
-    "record": DATA | {"jsonable", "sampling", "run", "llm"},
-    "opened": DATA | {"engine", "kernels", "cache", "models", "record", "sampling", "text", "weights"},
+    "record": DATA | {"jsonable", "record_shapes", "sampling", "run", "llm"},
+    "record_shapes": {"types", "errors"},
+    "opened": DATA | {"engine", "kernels", "cache", "models", "sampling", "text", "weights"},
     "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
@@ -83,7 +84,19 @@ ROOMS: dict[str, set[str]] = {
     "__init__": BASE | {"sampling", "llm", "run", "record"},
     "__main__": {"cli"},
 }
-TORCH_FREE = ("types", "errors", "html", "config", "jsonable", "record", "text", "hub", "checkpoint", "cli")
+TORCH_FREE = (
+    "types",
+    "errors",
+    "html",
+    "config",
+    "jsonable",
+    "record",
+    "record_shapes",
+    "text",
+    "hub",
+    "checkpoint",
+    "cli",
+)
 TORCH_FREE += (
     "server",
     "formats",
@@ -227,7 +240,17 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.parametrize("statement", ["import byhand", "import byhand.cli.main", "from byhand import SamplingParams"])
 def test_importing_is_free(statement: str) -> None:
     loaded = {name.split(".")[0] for name in modules_after(statement)}
-    assert not loaded & {"torch", "transformers", "tokenizers", "rich", "numba", "numpy", "safetensors", "jinja2"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "tokenizers",
+        "rich",
+        "numba",
+        "numpy",
+        "safetensors",
+        "jinja2",
+        "pydantic",
+    }
 
 
 def test_the_server_loads_no_torch() -> None:
@@ -236,10 +259,10 @@ def test_the_server_loads_no_torch() -> None:
     assert not loaded & {"torch", "transformers", "numba", "rich"}
 
 
-def test_opening_a_model_loads_no_transformers() -> None:
-    loaded = modules_after("import byhand; byhand.LLM().start('A').step()")
+def test_a_run_and_its_record_load_neither_transformers_nor_pydantic() -> None:
+    loaded = modules_after("import byhand; run = byhand.LLM().start('A'); run.step(); run.record().to_json()")
     assert "torch" in loaded
-    assert "transformers" not in loaded
+    assert not loaded & {"transformers", "pydantic"}
 
 
 def test_the_repository_speaks_of_the_project_alone() -> None:
