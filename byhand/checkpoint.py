@@ -12,8 +12,7 @@ from typing import Any
 
 from byhand.config import ConfigFields
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
-from byhand.formats import quantized_formats
-from byhand.formats.grouped import GROUP
+from byhand.formats import formats, quantized_formats
 from byhand.lookalikes import (
     ADAPTER,
     adapter_note,
@@ -86,8 +85,10 @@ class Checkpoint:
                 f"config.json: `quantization_config` {kind}; only unquantized weights and byhand's are read"
             )
         section.integer("version", low=QUANTIZATION_VERSION, high=QUANTIZATION_VERSION)
-        section.integer("group_size", low=GROUP, high=GROUP)
-        return section.choice("format", ..., quantized_formats())
+        form: str = section.choice("format", ..., quantized_formats())
+        group = formats()[form].group
+        section.integer("group_size", low=group, high=group)
+        return form
 
     @property
     def weight_bytes(self) -> int:

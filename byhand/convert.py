@@ -84,7 +84,7 @@ def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]
 
     def codes() -> Iterator[torch.Tensor]:
         # Laid out at once: many small pieces that stay, among large ones that go, would leave the heap in splinters.
-        scales, row = torch.empty(parts[1].shape, dtype=getattr(torch, parts[1].dtype)), 0
+        scales, row = torch.empty(parts[1].shape, dtype=parts[1].torch_dtype), 0
         kept.append(scales)
         try:
             for some_codes, some_scales in quantize_blocks(weight, form):
@@ -99,7 +99,7 @@ def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]
 
     made: tuple[Callable[[], Iterator[torch.Tensor]], ...] = (codes, kept_scales)
     first, second = (
-        Planned(name + part.suffix, getattr(torch, part.dtype), part.shape, pieces)
+        Planned(name + part.suffix, part.torch_dtype, part.shape, pieces)
         for part, pieces in zip(parts, made, strict=True)
     )
     return first, second

@@ -24,7 +24,7 @@ def quantize_blocks(weight: Weight, form: str) -> Iterator[tuple[torch.Tensor, .
 def quantize(weight: Weight, form: str) -> Weight:
     """A float weight in a quantised format."""
     parts = check_quantized(form, "quantize").parts(weight.shape)
-    tensors = [torch.empty(part.shape, dtype=getattr(torch, part.dtype), device=weight.device) for part in parts]
+    tensors = [torch.empty(part.shape, dtype=part.torch_dtype, device=weight.device) for part in parts]
     row = 0
     for block in quantize_blocks(weight, form):
         end = row + len(block[0])

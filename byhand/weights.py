@@ -262,7 +262,7 @@ class Weights:
         if self._book.quantized is None:
             return {self.name(name): self._map(name, shape, FORMATS)}
         return {
-            self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (getattr(torch, part.dtype),))
+            self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (part.torch_dtype,))
             for part in formats()[self._book.quantized].parts(shape)
         }
 

@@ -128,7 +128,6 @@ class InteractiveRequest(Request):
         """A token was taken: why it pauses now, if it does."""
         self.budget -= 1
         self.force = None
-        self.outputs.append(step)
         why = self.until.after(self.sequence.text, step) if self.until is not None else None
         return why or ("count" if self.budget <= 0 else None)
 
@@ -143,7 +142,6 @@ class InteractiveRequest(Request):
     def go(self, count: float, until: Breakpoint | None, force: int | None, deadline: float) -> None:
         """Let it take tokens."""
         self.budget, self.until, self.force, self.deadline = count, until, force, deadline
-        self.outputs = []
 
     def remember(self, before: Snapshot | None = None) -> None:
         """Note how it stands, or stood, for undo."""

@@ -55,6 +55,14 @@ class Part:
     dtype: str  # torch's name
     shape: tuple[int, int]
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of that name."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
 
 class WeightFormat(ABC):
     """A format. A file of this folder that names one FORMAT adds it everywhere: loading, kernels, commands, docs."""
