@@ -71,7 +71,7 @@ def test_a_run_that_is_made_again_from_its_ids_goes_on_the_same(embedded: LLM, n
     params = params.replace(seed=run.seed)
     for cut in cuts:
         again = embedded.open_run(run.prompt_ids, params, seed=run.seed)
-        refill(embedded.engine, again._sequence, run.steps[:cut], run.step_params[:cut], params, 0)
+        refill(embedded.engine, again._sequence, run.steps[:cut], run.step_params[:cut], again._sequence.settings, 0)
         list(again)
         assert {**told(again), "chosen": None} == {**expected, "chosen": None}, cut
 

@@ -98,7 +98,7 @@ def test_any_ids_at_all(name: str):
 
 
 @given(st.lists(st.integers(0, 255), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_at_all(data: list[int]):
     for name in ("byte level", "byte fallback"):
         tokenizer = named(name)

@@ -242,7 +242,7 @@ random_params = st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     given_params=random_params, seed=st.integers(0, 2**20), lengths=st.tuples(st.integers(1, 30), st.integers(0, 30))
 )

@@ -42,13 +42,13 @@ words = st.text("ab1", min_size=1, max_size=5)
 
 
 @given(st.lists(st.text("ab1", max_size=4), max_size=12), st.lists(words, max_size=4))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_equals_a_look_at_the_whole_text(pieces: list[str], stops: list[str]):
     assert pushed(pieces, stops) == naive("".join(pieces), stops)
 
 
 @given(st.lists(st.text("ab", max_size=3), max_size=10), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_holds_back_no_more_than_it_must(pieces: list[str], stops: list[str]):
     matcher, shown, seen = StopStrings(stops), "", ""
     for piece in pieces:

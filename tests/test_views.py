@@ -153,7 +153,7 @@ def test_a_model_cannot_speak_to_the_terminal() -> None:
 
 
 @given(st.text())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_safe_text_has_nothing_to_obey(text: str) -> None:
     assert not OBEYED.search(safe(text))
     assert "\n" not in safe_line(text)
@@ -202,7 +202,7 @@ def test_split_characters_are_whole_again() -> None:
 
 
 @given(st.text(max_size=30), st.integers(4, 20))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_fitted_text_is_as_wide_as_it_should_be(text: str, width: int) -> None:
     shown = fit(piece(token(text), UNICODE), width, UNICODE)
     assert columns(shown.plain) == width
@@ -265,7 +265,7 @@ WORDS = st.text(LETTERS, min_size=1, max_size=12)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([40, 48, 60, 72, 80, 100, 120]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_no_line_is_wider_than_the_terminal(texts: list[str], width: int) -> None:
     console, stream = screen(width)
     step = make_step(texts)
@@ -426,7 +426,7 @@ def test_words_move_down_whole() -> None:
 
 
 @given(st.lists(st.text(alphabet="ab \n漢é", max_size=9), max_size=12), st.integers(8, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_flow_loses_nothing(texts: list[str], width: int) -> None:
     lines = flowed(texts, width)
     assert "".join("".join(lines).split()) == "".join("".join(texts).split())
