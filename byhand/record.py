@@ -145,13 +145,12 @@ class Record:
     @classmethod
     def from_json(cls, document: object) -> Record:
         """Check and take in a document."""
-        from byhand.record_shapes import HEAD, RECORD, read
+        from byhand.record_shapes import KIND, RECORD, VERSIONED, read
 
-        head = read(HEAD, document)
-        if head["format"] != FORMAT:
-            raise RecordError(f"this is no byhand record: format is {str(head['format'])[:40]!r}, not {FORMAT!r}")
-        if head["version"] != VERSION:
-            raise RecordError(f"the record is of version {head['version']}; this byhand reads {VERSION}")
+        if (form := read(KIND, document)["format"]) != FORMAT:
+            raise RecordError(f"this is no byhand record: format is {str(form)[:40]!r}, not {FORMAT!r}")
+        if (version := read(VERSIONED, document)["version"]) != VERSION:
+            raise RecordError(f"the record is of version {version}; this byhand reads {VERSION}")
         values = read(RECORD, document)
         settings, missing = _settings_from_json(values.pop("settings"))
         ids = values.pop("ids")

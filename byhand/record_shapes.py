@@ -94,7 +94,9 @@ STEP = _dataclass(
 )
 # A function of the user's stands in the file by name only.
 PARAMS = _object("params", {"stages": NotRequired[list[str]]}, extra="allow")
-HEAD: TypeAdapter[Json] = TypeAdapter(_object("head", {"format": object, "version": int}))
+# Read one after the other: what is no record of this version is not asked for the rest.
+KIND: TypeAdapter[Json] = TypeAdapter(_object("kind", {"format": object}))
+VERSIONED: TypeAdapter[Json] = TypeAdapter(_object("versioned", {"version": int}))
 RECORD: TypeAdapter[Json] = TypeAdapter(
     _object(
         "record",

@@ -375,6 +375,13 @@ def test_a_bad_record_is_one_sentence(steered: Run, path: str, value: Any, messa
         Record.from_json(document)
 
 
+def test_what_is_no_record_is_not_asked_for_the_rest() -> None:
+    with pytest.raises(RecordError, match="this is no byhand record: format is 'x'"):
+        Record.from_json({"format": "x"})
+    with pytest.raises(RecordError, match="the record is of version 2"):
+        Record.from_json({"format": "byhand.record", "version": 2})
+
+
 NO_RECORDS = ["", "not json", "[" * 200_000, "[1]", "{}", '{"format": NaN}', '{"format": "byhand.record"}']
 
 
