@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from byhand.record import Record as Record
     from byhand.run import Run as Run
 
+from byhand import frames as _frames  # noqa: F401 - these four register how values show themselves
+from byhand import html as _html  # noqa: F401
+from byhand import jsonable as _jsonable  # noqa: F401
+from byhand import reprs as _reprs  # noqa: F401
 from byhand.errors import (
     BadConfig,
     BadRequest,
@@ -40,8 +44,7 @@ from byhand.types import (
     Token,
     Usage,
 )
-
-__version__ = "0.1.0"
+from byhand.version import __version__ as __version__
 
 # Opened on first use, so that importing byhand loads no torch.
 _LAZY = {"LLM": "byhand.llm", "Run": "byhand.run", "Record": "byhand.record"}

@@ -8,7 +8,8 @@ from typing import Any
 
 from byhand.errors import MissingExtra
 from byhand.reprs import chance
-from byhand.types import Position, Score, Step
+from byhand.shown import as_frame
+from byhand.types import Completion, Position, Reading, Score, Step
 
 
 def steps_frame(steps: Iterable[Step]) -> Any:
@@ -49,3 +50,8 @@ def _frame(columns: Iterable[str], rows: Iterable[list[Any]]) -> Any:
     except ImportError:
         raise MissingExtra("to_pandas needs pandas", hint="pip install pandas") from None
     return pandas.DataFrame(list(rows), columns=list(columns))
+
+
+as_frame.register(Completion, lambda done: steps_frame(done.steps))
+as_frame.register(Reading, reading_frame)
+as_frame.register(Score, score_frame)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from math import exp
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from byhand.types import Candidate, Position, Reading, Step, Token
+from byhand.shown import as_html
+from byhand.types import Candidate, Position, Reading, Step, Token
 
 # Surprise paints: nothing above 70 %, then amber deepening to red as the probability falls.
 CONFIDENT = 0.7
@@ -142,3 +141,7 @@ def _bar(share: float, kind: str = "") -> str:
 
 def _page(body: str) -> str:
     return f'{STYLE}<div class="byhand">{body}</div>'
+
+
+as_html.register(Reading, reading_html)
+as_html.register(Step, step_html)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
+from byhand.shown import as_dict
 from byhand.types import Candidate, ChainStage, Completion, Position, Reading, Score, Step, Token, Usage
 
 Json = dict[str, Any]
@@ -89,3 +90,9 @@ def score_to_json(score: Score) -> Json:
     tokens = [{**token_to_json(token), "logprob": logprob, "rank": rank} for token, logprob, rank in rows]
     perplexity = score.perplexity if isfinite(score.perplexity) else None
     return {"tokens": tokens, "total": score.total, "perplexity": perplexity}
+
+
+as_dict.register(Step, step_to_json)
+as_dict.register(Reading, reading_to_json)
+as_dict.register(Completion, completion_to_json)
+as_dict.register(Score, score_to_json)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from time import perf_counter
 from typing import Any, Unpack, overload
@@ -13,21 +11,21 @@ import torch
 
 from byhand.engine.inline import Collector
 from byhand.engine.request import RequestHandle
-from byhand.errors import BadRequest, PromptError, PromptTooLong
-from byhand.opened import Opened, positive
-from byhand.prompts import TEXT_OR_IDS, Messages, Prompt, as_messages, as_prompts, check_token_ids
+from byhand.errors import BadRequest, PromptError
+from byhand.opened import positive
+from byhand.prompts import Messages, Prompt, as_prompts
 from byhand.run import Run
 from byhand.sampling.chain import Settings
 from byhand.sampling.look import Look, look
 from byhand.sampling.options import Options
 from byhand.sampling.params import SamplingParams
-from byhand.text import ChatTemplate
-from byhand.types import Completion, Position, Reading, Score, Step, Token
+from byhand.texts import Texts
+from byhand.types import Completion, Position, Reading, Score, Step
 
 __all__ = ["LLM", "Messages", "Prompt"]
 
 
-class LLM(Opened):
+class LLM(Texts):
     """A model that can be looked into. `model`: None (the embedded one), a folder, a .safetensors file or a hub id.
 
     dtype: "auto" keeps the weights as stored, or "float32", "bfloat16", "float16". device: "auto", "cpu", "cuda".
@@ -39,86 +37,6 @@ class LLM(Opened):
     context: tokens that a run may have, instead of what the config states or its rope scaling reaches.
     note: is told, line by line, what takes long the first time; the lines are in `notes` too.
     """
-
-    # Text and ids.
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt: text gets the start-of-sequence token as the checkpoint's tokenizer adds it; ids stay."""
-        return self._encode(prompt, "prompt")
-
-    def _encode(self, prompt: Prompt, param: str) -> list[int]:
-        if isinstance(prompt, str):
-            self.check_fits(prompt, param)
-            ids = self.check_ids(self.tokenizer.encode(prompt), param)
-            self._warn_doubled_start(ids)
-        else:
-            if isinstance(prompt, Sequence):
-                self.check_length(len(prompt), param)
-            ids = self.check_ids(prompt, param, TEXT_OR_IDS)
-        if not ids:
-            raise PromptError(f"{_named(param)} is empty: it has no token at all", param=param)
-        self.check_length(len(ids), param)
-        return ids
-
-    def encode_rendered(self, text: str) -> list[int]:
-        """Ids of what a chat template has made: it wrote its own start-of-sequence token, so none is added."""
-        self.check_fits(text)
-        return self.encode(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def check_fits(self, text: str, param: str = "prompt") -> None:
-        """Refuse a text that is too long however it is cut into tokens: its length tells, and it is not encoded."""
-        if len(text) > self.context_length:
-            fewest = self.tokenizer.fewest_tokens(text)
-            self.check_length(fewest, param, f"{len(text)} characters, which are {fewest} tokens or more")
-
-    def check_length(self, tokens: int, param: str = "prompt", told: str = "") -> None:
-        """Refuse more tokens than the context has room for."""
-        if tokens > self.context_length:
-            told = told or f"{tokens} tokens"
-            raise PromptTooLong(f"{_named(param)} has {told}; {self.context.told}", param=param, hint=self.context.hint)
-
-    def check_ids(self, ids: object, param: str, must: str = "a list of token ids") -> list[int]:
-        """Ids as a plain list; refused where the model does not have them."""
-        return check_token_ids(ids, self.vocab_size, param, must, self.tokenizer)
-
-    def continuation_ids(self, text: Prompt, param: str = "text") -> list[int]:
-        """Ids of text (or ids) that goes on after other text."""
-        if not isinstance(text, str):
-            return self.check_ids(text, param, TEXT_OR_IDS)
-        self.check_fits(text, param)
-        return self.check_ids(self.tokenizer.encode_continuation(text), param)
-
-    def token_id(self, token: int | str, param: str) -> int:
-        """An id, or that of a text which is exactly one token."""
-        return self.check_ids([self.tokenizer.one_token(token) if isinstance(token, str) else token], param)[0]
-
-    def _warn_doubled_start(self, ids: list[int]) -> None:
-        warning = self.tokenizer.doubled_bos(ids)
-        if warning:
-            warnings.warn(warning, stacklevel=5)
-
-    def tokenize(self, text: str) -> list[Token]:
-        """The tokens of a text, the start-of-sequence token included."""
-        ids = self.tokenizer.encode(text)
-        self._warn_doubled_start(ids)
-        return [self.tokenizer.token(token) for token in ids]
-
-    def detokenize(self, ids: Prompt) -> str:
-        """The text of ids, special tokens left out."""
-        return self.tokenizer.decode(self.check_ids(ids, "ids"))
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """The checkpoint's chat template, opened when it is first asked for."""
-        return ChatTemplate.open(self.checkpoint.folder, self.tokenizer)
-
-    def render_chat(self, messages: Messages, **values: Any) -> str:
-        """The prompt text that the checkpoint's chat template makes of messages; a text is one of the user's."""
-        return self.template.render(as_messages(messages), **values)
-
-    def chat_ids(self, messages: Messages, **values: Any) -> list[int]:
-        """The same as ids."""
-        return self.encode_rendered(self.render_chat(messages, **values))
 
     # Prompt processing, looked at.
 
@@ -281,10 +199,6 @@ class LLM(Opened):
     ) -> Completion | list[Completion]:
         """`generate` through the checkpoint's chat template; a text is one message of the user's."""
         return self._generate(self.chat_ids(messages), params, options)
-
-
-def _named(param: str) -> str:
-    return f"`{param}`" if "[" in param else f"the {param}"
 
 
 def _params(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

@@ -22,8 +22,7 @@ from byhand.kernels import open_kernels
 from byhand.models import Model, build, context_of, read_config
 from byhand.notes import Progress
 from byhand.sampling.options import AllOptions
-from byhand.sampling.params import SamplingParams
-from byhand.sampling.suggested import suggested
+from byhand.sampling.params import SamplingParams, suggested
 from byhand.text import Tokenizer
 from byhand.types import ModelIdentity
 from byhand.weights import format_of

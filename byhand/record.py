@@ -1,42 +1,23 @@
-"""The record of a run: one JSON document. Written, read, stepped through without a model, and checked against one.
+"""The record of a run: one JSON document, written, read, and stepped through without a model.
 
-The format is described in docs/record.md; `VERSION` counts its incompatible changes.
+The format is described in docs/record.md; `VERSION` counts its incompatible changes. replay.py checks one on a model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import repeat, zip_longest
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from byhand.errors import BadRequest, RecordError
-from byhand.jsonable import Json, position_to_json, step_to_json, token_to_json, usage_to_json
+from byhand.jsonable import Json, step_to_json, token_to_json, usage_to_json
 from byhand.sampling.params import SamplingParams
-from byhand.types import Candidate, FinishReason, ModelIdentity, Step, Token, Usage
-
-if TYPE_CHECKING:
-    from byhand.llm import LLM
-    from byhand.run import Run
-
-__all__ = [
-    "Difference",
-    "ModelIdentity",
-    "Record",
-    "position_to_json",
-    "replay",
-    "step_to_json",
-    "token_to_json",
-    "usage_to_json",
-]
+from byhand.types import FinishReason, ModelIdentity, Step, Token, Usage
 
 FORMAT = "byhand.record"
 VERSION = 1
-# Numbers of a run made again agree this closely; batching and chunking round differently in the last bits.
-TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +40,6 @@ class Record:
     created: str
     byhand: str
     missing: tuple[tuple[str, ...], ...] = ()
-
-    @classmethod
-    def of(cls, run: Run, identity: ModelIdentity) -> Record:
-        """Take down a run as it stands."""
-        from byhand import __version__
-
-        return cls(
-            model=identity,
-            seed=run.step_params[0].seed or 0 if run.steps else run.seed,
-            choice=run.choice,
-            settings=_settings(run),
-            prompt=tuple(run.prompt_tokens()),
-            steps=tuple(run.steps),
-            text=run.text,
-            finish_reason=run.finish_reason,
-            stop_reason=run.stop_reason,
-            usage=run.usage,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            byhand=__version__,
-        )
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -175,15 +136,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _settings(run: Run) -> tuple[tuple[int, SamplingParams], ...]:
-    """Where the parameters changed. User functions cannot be written down; `to_json` keeps their names."""
-    changes: list[tuple[int, SamplingParams]] = []
-    for index, params in enumerate([*run.step_params, run.params]):
-        if not changes or changes[-1][1] != params:
-            changes.append((index, params))
-    return tuple(changes)
-
-
 def _settings_from_json(
     given: Iterable[Json],
 ) -> tuple[tuple[tuple[int, SamplingParams], ...], tuple[tuple[str, ...], ...]]:
@@ -209,72 +161,3 @@ def _check_consistent(record: Record, ids: list[int]) -> None:
     for index, step in enumerate(record.steps):
         if (step.index, step.position) != (index, index + len(record.prompt)):
             raise RecordError(f"record.steps[{index}] says index {step.index}, position {step.position}")
-
-
-# Replay against a model.
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One number of one step that came out differently."""
-
-    index: int
-    field: str
-    recorded: Any
-    now: Any
-
-
-def replay(record: Record, llm: LLM) -> list[Difference]:
-    """Run a record again, teacher-forced: each step sees the recorded ids, and its numbers are compared.
-
-    A step whose token differs is one Difference (`field` "token"), and the recorded token is put in its place. Of a
-    step that was made with a stage of the user's, which a file does not hold, only the raw numbers are compared.
-    """
-    run = llm.start_run(record.prompt_ids, record.settings[0][1], seed=record.seed, choice=record.choice)
-    differences: list[Difference] = []
-    for step in record.steps:
-        params = record.params_at(step.index)
-        if params != run.params:
-            run.set(**{name: getattr(params, name) for name in params.to_json() if name != "stages"})
-        is_raw = bool(record.missing_at(step.index))
-        now = _make_again(run, step, is_raw)
-        differences += _compare(step, now, is_raw)
-        if now.token.id != step.token.id:
-            run.rewind(1)
-            run.insert([step.token.id])
-    return differences
-
-
-def _make_again(run: Run, step: Step, is_raw: bool) -> Step:
-    if step.forced or is_raw or run.finish_reason is not None:
-        return run.insert([step.token.id])[-1]
-    return run.step()
-
-
-def _compare(then: Step, now: Step, is_raw: bool) -> Iterator[Difference]:
-    pairs: list[tuple[str, Any, Any]] = [("token", then.token.id, now.token.id), ("rank", then.rank, now.rank)]
-    names = ("logprob", "entropy", "margin", "tail_mass")
-    pairs += [(name, getattr(then, name), getattr(now, name)) for name in names]
-    if then.draw and now.draw:
-        pairs += [(f"draw.{name}", getattr(then.draw, name), getattr(now.draw, name)) for name in ("u", "low", "high")]
-    for place, (before, after) in enumerate(zip_longest(then.top, now.top)):
-        pairs += _candidate_pairs(place, before, after, is_raw)
-    for name, recorded, again in pairs:
-        if not _agree(recorded, again):
-            yield Difference(then.index, name, recorded, again)
-
-
-def _candidate_pairs(
-    place: int, then: Candidate | None, now: Candidate | None, is_raw: bool
-) -> list[tuple[str, Any, Any]]:
-    if then is None or now is None:
-        return [(f"top[{place}]", then and then.token.id, now and now.token.id)]
-    names = ("logprob",) if is_raw else ("logprob", "prob", "removed_by")
-    ids = [(f"top[{place}].id", then.token.id, now.token.id)]
-    return ids + [(f"top[{place}].{name}", getattr(then, name), getattr(now, name)) for name in names]
-
-
-def _agree(recorded: Any, again: Any) -> bool:
-    if isinstance(recorded, float) and isinstance(again, float):
-        return recorded == again or abs(recorded - again) <= TOLERANCE * max(1.0, abs(recorded))
-    return bool(recorded == again)

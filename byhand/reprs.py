@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import exp
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from byhand.types import Candidate, Completion, Position, Reading, Score, Step, Token
+from byhand.shown import as_repr, as_text
+from byhand.types import Candidate, Completion, Position, Reading, Score, Step, Token
 
 # Lines of a table at the prompt; print() shows a whole reading.
 LINES = 40
@@ -114,3 +113,13 @@ def _shortened(lines: list[str]) -> list[str]:
         return lines
     left_out = len(lines) - LINES + 1
     return [*lines[: LINES // 2], f"  … {left_out:,} more …", *lines[LINES // 2 + left_out :]]
+
+
+as_text.register(Step, step_table)
+as_repr.register(Token, token_repr)
+as_repr.register(Candidate, candidate_repr)
+as_repr.register(Step, step_repr)
+as_repr.register(Position, position_repr)
+as_repr.register(Reading, reading_repr)
+as_repr.register(Score, score_repr)
+as_repr.register(Completion, completion_repr)

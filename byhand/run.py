@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
 from byhand import html, reprs
@@ -14,14 +15,16 @@ from byhand.engine.events import Event, Failed, Listener
 from byhand.engine.inline import InlineDriver
 from byhand.engine.interactive import InteractiveHandle, Operation
 from byhand.engine.sequence import Sequence
+from byhand.record import Record
 from byhand.types import Completion, FinishReason, Step, Token, Usage
+from byhand.version import __version__
 
 if TYPE_CHECKING:
-    from byhand.llm import LLM, Prompt
-    from byhand.record import Record
+    from byhand.prompts import Prompt
     from byhand.sampling.chain import Settings
     from byhand.sampling.options import AllOptions
     from byhand.sampling.params import SamplingParams
+    from byhand.texts import Texts
 
 
 class Run:
@@ -30,7 +33,7 @@ class Run:
     Iterating steps until the run finishes. A run that is no longer referred to gives its pages back.
     """
 
-    def __init__(self, llm: LLM, driver: InlineDriver, handle: InteractiveHandle, failures: list[Exception]) -> None:
+    def __init__(self, llm: Texts, driver: InlineDriver, handle: InteractiveHandle, failures: list[Exception]) -> None:
         self._llm = llm
         self._driver = driver
         self._engine: Engine = driver.engine
@@ -41,7 +44,7 @@ class Run:
         weakref.finalize(self, self._engine.retire, handle.cancel).atexit = False
 
     @classmethod
-    def open(cls, llm: LLM, ids: list[int], settings: Settings, *, choice: int = 0) -> Run:
+    def open(cls, llm: Texts, ids: list[int], settings: Settings, *, choice: int = 0) -> Run:
         """A run of checked ids, of which nothing is computed yet."""
         failures: list[Exception] = []
         driver = llm.driver
@@ -49,7 +52,7 @@ class Run:
         return cls(llm, driver, handle, failures)
 
     @classmethod
-    def borrow(cls, llm: LLM, sequence: Sequence) -> Run:
+    def borrow(cls, llm: Texts, sequence: Sequence) -> Run:
         """A view of a run that another owns: it can be looked at; when it is garbage, nothing happens to the pages."""
         view = cls.__new__(cls)
         view._llm, view._engine, view._sequence = llm, llm.engine, sequence
@@ -198,9 +201,28 @@ class Run:
 
     def record(self) -> Record:
         """Everything about this run as a document that can be saved, replayed and checked."""
-        from byhand.record import Record
+        return Record(
+            model=self._llm.identity,
+            seed=self.step_params[0].seed or 0 if self.steps else self.seed,
+            choice=self.choice,
+            settings=self._settings(),
+            prompt=tuple(self.prompt_tokens()),
+            steps=tuple(self.steps),
+            text=self.text,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            usage=self.usage,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            byhand=__version__,
+        )
 
-        return Record.of(self, self._llm.identity)
+    def _settings(self) -> tuple[tuple[int, SamplingParams], ...]:
+        """Where the parameters changed. User functions cannot be written down; the record's file keeps their names."""
+        changes: list[tuple[int, SamplingParams]] = []
+        for index, params in enumerate([*self.step_params, self.params]):
+            if not changes or changes[-1][1] != params:
+                changes.append((index, params))
+        return tuple(changes)
 
     def to_dict(self) -> dict[str, Any]:
         """What `run --json` prints; a run that has not ended has None as its finish_reason."""

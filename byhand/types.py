@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import exp, nan
 from typing import Any, overload
 
-from byhand import html, reprs
+from byhand.shown import as_dict, as_frame, as_html, as_repr, as_text
 
 
 class FinishReason(StrEnum):
@@ -30,7 +30,7 @@ class Token:
     special: bool = False
 
     def __repr__(self) -> str:
-        return reprs.token_repr(self)
+        return as_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Candidate:
     removed_by: str | None = None
 
     def __repr__(self) -> str:
-        return reprs.candidate_repr(self)
+        return as_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +103,16 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON's own types, as records and `run --json` hold it."""
-        from byhand.jsonable import step_to_json
-
-        return step_to_json(self)
+        return as_dict(self)
 
     def __repr__(self) -> str:
-        return reprs.step_repr(self)
+        return as_repr(self)
 
     def __str__(self) -> str:
-        return reprs.step_table(self)
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        return html.step_html(self)
+        return as_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class Position:
         return self.pieces[: self.position + 1]
 
     def __repr__(self) -> str:
-        return reprs.position_repr(self)
+        return as_repr(self)
 
     def __str__(self) -> str:
         return f"{''.join(self.context)!r} → {self.predicted.token.text!r} ({self.predicted.prob:.1%})"
@@ -173,24 +171,20 @@ class Reading(Sequence[Position]):
 
     def to_dict(self) -> dict[str, Any]:
         """What `read --json` prints, less the model's name."""
-        from byhand.jsonable import reading_to_json
-
-        return reading_to_json(self)
+        return as_dict(self)
 
     def to_pandas(self) -> Any:
         """A DataFrame of a row for each position, where pandas is installed."""
-        from byhand.frames import reading_frame
-
-        return reading_frame(self)
+        return as_frame(self)
 
     def __repr__(self) -> str:
-        return reprs.reading_repr(self)
+        return as_repr(self)
 
     def __str__(self) -> str:
         return "\n".join(str(at) for at in self.positions)
 
     def _repr_html_(self) -> str:
-        return html.reading_html(self)
+        return as_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +210,14 @@ class Completion:
 
     def to_dict(self) -> dict[str, Any]:
         """What `run --json` prints, less the model's name."""
-        from byhand.jsonable import completion_to_json
-
-        return completion_to_json(self)
+        return as_dict(self)
 
     def to_pandas(self) -> Any:
         """A DataFrame of a row for each token, where pandas is installed."""
-        from byhand.frames import steps_frame
-
-        return steps_frame(self.steps)
+        return as_frame(self)
 
     def __repr__(self) -> str:
-        return reprs.completion_repr(self)
+        return as_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,18 +241,14 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Every token with its log-probability and rank; the sum and the perplexity."""
-        from byhand.jsonable import score_to_json
-
-        return score_to_json(self)
+        return as_dict(self)
 
     def to_pandas(self) -> Any:
         """A DataFrame of a row for each token, where pandas is installed."""
-        from byhand.frames import score_frame
-
-        return score_frame(self)
+        return as_frame(self)
 
     def __repr__(self) -> str:
-        return reprs.score_repr(self)
+        return as_repr(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 
 from byhand import LLM, SamplingParams
 from byhand.errors import BadRequest
-from byhand.record import replay
+from byhand.replay import replay
 from byhand.sampling import chain
 from byhand.sampling.constraints import Grammars, constraint_of
 from byhand.sampling.schemas import without_dead_ends

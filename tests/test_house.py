@@ -19,13 +19,16 @@ PACKAGE = Path(byhand.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room, and the rooms it may import. A room may always import itself.
-BASE = {"types", "errors", "html", "reprs", "collector", "user_cache", "notes"}
+BASE = {"types", "errors", "html", "reprs", "collector", "user_cache", "notes", "version"}
 DATA = BASE | {"formats", "config", "checkpoint", "lookalikes", "context"}
 ROOMS: dict[str, set[str]] = {
-    "html": {"types"},
-    "reprs": {"types"},
-    "types": {"html", "reprs", "jsonable", "frames"},
-    "frames": BASE,
+    "shown": set(),
+    "types": {"shown"},
+    "html": {"types", "shown"},
+    "reprs": {"types", "shown"},
+    "jsonable": {"types", "shown"},
+    "frames": {"types", "shown", "errors", "reprs"},
+    "version": set(),
     "prompts": BASE | {"text"},
     "errors": set(),
     "collector": set(),
@@ -50,12 +53,13 @@ ROOMS: dict[str, set[str]] = {
     "models": DATA | {"cache", "weights", "kernels", "layers", "quantize", "rope"},
     "sampling": BASE,
     "engine": DATA | {"cache", "models", "sampling", "text"},
-    "jsonable": BASE,
-    "run": DATA | {"engine", "sampling", "text", "record", "llm", "prompts"},
-    "record": DATA | {"jsonable", "record_shapes", "sampling", "run", "llm"},
+    "record": BASE | {"jsonable", "record_shapes", "sampling"},
+    "run": BASE | {"engine", "sampling", "record", "texts", "prompts"},
+    "replay": BASE | {"record", "run", "llm"},
     "record_shapes": {"types", "errors"},
     "opened": DATA | {"engine", "kernels", "cache", "models", "sampling", "text", "weights"},
-    "llm": DATA | {"engine", "opened", "prompts", "run", "sampling", "text"},
+    "texts": BASE | {"opened", "prompts", "text"},
+    "llm": BASE | {"engine", "opened", "prompts", "run", "sampling", "texts"},
     "naive": {"llm"},
     "verify": BASE | {"jsonable", "llm", "naive", "run", "sampling"},
     "bench": BASE
@@ -76,12 +80,13 @@ ROOMS: dict[str, set[str]] = {
         "lookalikes",
         "models",
         "record",
+        "replay",
         "run",
         "sampling",
         "text",
     }
     | {"verify", "weights", "config", "engine", "server"},
-    "__init__": BASE | {"sampling", "llm", "run", "record"},
+    "__init__": BASE | {"frames", "jsonable", "sampling", "llm", "run", "record"},
     "__main__": {"cli"},
 }
 TORCH_FREE = (
@@ -108,8 +113,13 @@ TORCH_FREE += (
     "lookalikes",
     "reprs",
     "frames",
+    "shown",
+    "replay",
+    "version",
     "prompts",
 )
+STDLIB_ONLY = ("types", "shown", "errors", "html", "reprs", "frames", "jsonable", "collector", "user_cache")
+STDLIB_ONLY += ("lookalikes", "context", "version")
 SIZES = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Size")[2]
 # Lines of each room, as docs/architecture.md says.
 BUDGETS = {room: int(lines.replace(",", "")) for room, lines in re.findall(r"^\| (\w+).* \| ([\d,]+) \|$", SIZES, re.M)}
@@ -162,6 +172,47 @@ def test_layers_point_down(path: Path) -> None:
     assert used <= ROOMS[room], f"{room} must not import {sorted(used - ROOMS[room])}"
 
 
+def knows(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Each module, and those that its file names in an import: at the top, in a function or for a type checker."""
+    return {
+        module: {
+            name if name in files else name.rpartition(".")[0] for name, _ in imports_of(path) if name != module
+        }.intersection(files)
+        - {module}
+        for module, path in files.items()
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that, followed from one to the next, lead back to where one began: none where all imports point down."""
+    left = dict(graph)
+    while free := [module for module, known in left.items() if not known & left.keys()]:
+        for module in free:
+            del left[module]
+    behind = {module: set[str]() for module in left}
+    for module in left:
+        ahead = [module]
+        while ahead:
+            found = (graph[ahead.pop()] & left.keys()) - behind[module]
+            behind[module] |= found
+            ahead += found
+    rings = {frozenset(other for other in ring if module in behind[other]) for module, ring in behind.items()}
+    return sorted(sorted(ring) for ring in rings if ring)
+
+
+def test_no_file_knows_another_that_knows_it() -> None:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    graph = knows({name.removesuffix(".__init__"): path for path, name in names.items()})
+    assert graph["byhand.llm"] >= {"byhand.texts", "byhand.run"}
+    assert graph["byhand.replay"] >= {"byhand.llm"}, "what is imported for a type checker counts too"
+    assert circles(graph) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set[str](), "e": {"f", "a"}, "f": {"e"}, "g": {"a", "e"}}
+    assert circles(graph) == [["a", "b", "c"], ["e", "f"]]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_who_may_import_torch_and_transformers(path: Path) -> None:
     room = room_of(path)
@@ -169,7 +220,7 @@ def test_who_may_import_torch_and_transformers(path: Path) -> None:
     anywhere = {name.split(".")[0] for name, _ in imports_of(path)}
     if room in TORCH_FREE or path.name in ("pages.py", "scheduler.py", "params.py", "fields.py"):
         assert "torch" not in at_once
-    if room in ("types", "errors", "html", "reprs", "collector", "user_cache", "lookalikes", "context"):
+    if room in STDLIB_ONLY:
         assert at_once <= set(sys.stdlib_module_names) | {"byhand"}
     if room not in ("verify", "bench"):
         assert "transformers" not in anywhere, "transformers is the judge; it is no part of the engine"

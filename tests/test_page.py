@@ -44,7 +44,7 @@ def test_the_page_opens_on_a_stored_run_and_goes_on_from_it(reader: Reader) -> N
 
 
 def test_the_stored_run_is_what_the_embedded_model_does(embedded: LLM) -> None:
-    from byhand.record import replay
+    from byhand.replay import replay
 
     document = json.loads((WEB / "run.json").read_text(encoding="utf-8"))
     record = Record.from_json(document["record"])

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from byhand import LLM, Record, RecordError, Run, SamplingParams
-from byhand.record import replay, write_whole
+from byhand.record import write_whole
+from byhand.replay import replay
 from tests.conftest import tiny_llama
 
 PARAMS = SamplingParams(temperature=0.9, top_k=40, seed=5, max_tokens=12)

@@ -39,7 +39,7 @@ from byhand.cli.views.terminal import (
     print_pairs,
     probability_style,
 )
-from byhand.record import Difference
+from byhand.replay import Difference
 from byhand.sampling.params import SamplingParams
 from byhand.types import Candidate, ChainStage, Draw, Position, Reading, Step, Token
 

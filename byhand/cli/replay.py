@@ -62,7 +62,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def _check(record: Record, arguments: argparse.Namespace) -> int:
-    from byhand.record import replay
+    from byhand.replay import replay
 
     with opened(arguments) as llm:
         if llm.identity.digest != record.model.digest:

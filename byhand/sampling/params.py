@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from byhand.errors import BadRequest
 from byhand.sampling.fields import CHECKS, INTEGER_LIMIT, FieldInfo, Kind, plain, shown
 from byhand.sampling.options import AllOptions, StageFunction
+from byhand.sampling.suggested import fitted
+from byhand.sampling.suggested import suggested as suggested_by
 
 # The fields of which at most one constrains the whole continuation.
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choices")
@@ -243,11 +245,9 @@ class SamplingParams:
 
         Sampling is on only where `do_sample` is true. Only what is written counts: the top_k of 50 that
         transformers assumes where the file is silent is not applied. What is not understood is left out
-        (`sampling.suggested` names it), for a hint refuses nothing; `changes` are checked like any params. Ids beyond
+        (`suggested` names it), for a hint refuses nothing; `changes` are checked like any params. Ids beyond
         `vocab_size` are banned by nature.
         """
-        from byhand.sampling.suggested import fitted, suggested
-
         _refuse_unknown(changes)
         return cls(**fitted(suggested(generation_config, vocab_size)[0], changes))
 
@@ -289,6 +289,13 @@ def _checked(info: FieldInfo, value: object) -> object:
     if value is None and info.kind in ("ids", "texts", "biases", "functions"):
         value = {} if info.kind == "biases" else ()
     return CHECKS[info.kind](info, value)
+
+
+def suggested(
+    config: Mapping[str, Any], vocab_size: int | None = None, context_length: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of a generation_config.json by these fields' names, and what it says that is left out."""
+    return suggested_by(config, fields_table(), vocab_size, context_length)
 
 
 def _naming_the_unknown(made: Callable[..., None]) -> Callable[..., None]:

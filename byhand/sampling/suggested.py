@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
 
 from byhand.errors import BadRequest
-from byhand.sampling.fields import CHECKS, shown
-from byhand.sampling.params import fields_table
+from byhand.sampling.fields import CHECKS, FieldInfo, shown
 
 # Its name → ours, and the field is off up to the first number, and from the second on. The sampler's count only where
 # `do_sample` is true.
@@ -41,9 +40,13 @@ NAME_SHOWN = 40  # characters of a field's name
 
 
 def suggested(
-    config: Mapping[str, Any], vocab_size: int | None = None, context_length: int | None = None
+    config: Mapping[str, Any], table: Iterable[FieldInfo], vocab_size: int | None, context_length: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values of a generation_config.json by SamplingParams' names, and what it says that is left out."""
+    """The values of a generation_config.json by SamplingParams' names, and what it says that is left out.
+
+    `table`: SamplingParams' fields, which know their ranges.
+    """
+    infos = {info.name: info for info in table}
     samples = config.get("do_sample") in (True, 1)
     found: dict[str, Any] = {"temperature": 1.0} if samples else {}
     left_out: list[str] = []
@@ -51,7 +54,7 @@ def suggested(
         if name in SAMPLER and not samples:
             continue
         if name in NUMBERS:
-            understood = _read_number(found, name, value)
+            understood = _read_number(found, infos, name, value)
         elif name in LISTS:
             value = _read_list(found, name, value, config, vocab_size)
             understood = not value
@@ -83,7 +86,7 @@ def fitted(found: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def _read_number(found: dict[str, Any], name: str, value: Any) -> bool:
+def _read_number(found: dict[str, Any], infos: Mapping[str, FieldInfo], name: str, value: Any) -> bool:
     ours, low, high = NUMBERS[name]
     if value is None:
         return True
@@ -92,7 +95,7 @@ def _read_number(found: dict[str, Any], name: str, value: Any) -> bool:
         return False
     if value <= low or value == high or (name == "top_p" and value == 0):
         return True
-    info = next(info for info in fields_table() if info.name == ours)
+    info = infos[ours]
     if info.kind == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from byhand import LLM, Record, Run
-from byhand.record import replay
+from byhand.replay import replay
 from tests.frozen.checkpoints import open_embedded
 from tests.frozen.comparing import HERE, Report, differences
 

@@ -14,7 +14,7 @@ from byhand.cli.views.terminal import BAD, GOOD, QUIET, Glyphs, glyphs
 from byhand.types import Token
 
 if TYPE_CHECKING:
-    from byhand.record import Difference
+    from byhand.replay import Difference
     from byhand.verify import Report, Row
 
 # More lines than this say no more.

@@ -106,8 +106,7 @@ def pages_view(engine: Engine, runs: dict[str, Sequence]) -> Json:
 
 def record_view(llm: LLM, run: Sequence) -> Json:
     """The run's record, as `Run.record` makes it."""
-    from byhand.record import Record
     from byhand.run import Run
 
     identity = replace(llm.identity, name=PurePath(llm.name).name)
-    return Record.of(Run.borrow(llm, run), identity).to_json()
+    return replace(Run.borrow(llm, run).record(), model=identity).to_json()
