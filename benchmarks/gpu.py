@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -60,7 +61,8 @@ def transformers_engine(folder: Path, dtype: torch.dtype) -> Engine:
     """`generate`, as the judge calls it."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda().eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = model.cuda().eval()
 
     def run(length: int, new: int) -> float:
         ids = torch.tensor([prompt_of(length)], device="cuda")

@@ -88,7 +88,7 @@ def greedy_runs(llms: dict[str, LLM], prompts: Sequence[Sequence[int]]) -> dict[
     params = SamplingParams(temperature=0.0, max_tokens=NEW)
     common, parted = 0, 0
     for prompt in prompts:
-        exact, fast = (llms[way].generate(list(prompt), params).ids for way in WAYS)  # type: ignore[union-attr]
+        exact, fast = (llms[way].generate(list(prompt), params).ids for way in WAYS)
         same = sum(1 for _ in takewhile(lambda pair: eq(*pair), zip(exact, fast, strict=False)))
         common += same
         parted += exact != fast

@@ -160,7 +160,7 @@ def inside(python: str, what: str, model: str | None, threads: int) -> Iterator[
 
         def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
             print(json.dumps([list(texts), tokens]), file=to, flush=True)
-            return json.loads(back.readline())  # type: ignore[no-any-return]
+            return json.loads(back.readline())
 
         try:
             yield burst
@@ -169,7 +169,7 @@ def inside(python: str, what: str, model: str | None, threads: int) -> Iterator[
 
 
 def engine_burst(model: str | None, threads: int) -> Burst:
-    """byhand's step function over all runs, with no thread, queue or socket around it."""
+    """byhand's loop over all runs, with no thread, queue or socket around it."""
     from byhand import LLM, SamplingParams
 
     llm = LLM(model, threads=threads or None, cache_tokens=16_384)
@@ -177,13 +177,19 @@ def engine_burst(model: str | None, threads: int) -> Burst:
     def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
         began = time.perf_counter()
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        runs = [llm.engine.open(llm.encode(text), params, seed=0) for text in texts]
+        runs = [llm.open_run(llm.encode(text), params, seed=0) for text in texts]
         stamps: list[Stamps] = [[] for _ in runs]
-        while not all(run.is_finished for run in runs):
-            for of_one, steps in zip(stamps, llm.engine.step(list(runs)), strict=True):
-                of_one += [time.perf_counter() - began] * len(steps)
         for run in runs:
-            llm.engine.release(run)
+            run._handle.go(tokens).result()
+
+        def is_over() -> bool:
+            for run, of_one in zip(runs, stamps, strict=True):
+                of_one += [time.perf_counter() - began] * (run._sequence.generated - len(of_one))
+            return all(len(of_one) == tokens for of_one in stamps)
+
+        llm.driver.run(is_over)
+        for run in runs:
+            llm.engine.release(run._sequence)
         return stamps
 
     return burst
@@ -196,12 +202,12 @@ def transformers_burst(model: str | None, threads: int) -> Burst:
 
     if threads:
         torch.set_num_threads(threads)
-    opened: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation="sdpa")
+    opened: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto", attn_implementation="sdpa")
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    options = ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=512, use_cuda_graph=False)  # type: ignore[no-untyped-call]
+    options = ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=512, use_cuda_graph=False)
 
     def burst(texts: Sequence[str], tokens: int) -> list[Stamps]:
-        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
+        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         manager = opened.init_continuous_batching(generation_config=settings, continuous_batching_config=options)
         manager.start()
         began = time.perf_counter()

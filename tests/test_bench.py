@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import peers as peers_of_byhand
+from benchmarks.peers import PEERS, gguf_file
 from byhand import LLM, SamplingParams
 from byhand.bench import campaign, checkpoints, engines, results, run
-from byhand.bench.engines import PEERS, gguf_file
 from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.ratios import gap, paired_ratio, spread
 from byhand.bench.run import CONTROL, Contestant, Plan, companies_of
@@ -253,8 +254,8 @@ def test_who_cannot_open_or_dies_is_told_and_the_others_go_on(
     tiny: checkpoints.Source, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    ghost = Contestant("ghost f", "byhand", "no_such_adapter", "f")
-    victim = Contestant("victim bf16", "byhand", "ours", "bf16")
+    ghost = Contestant("ghost f", "byhand", "benchmarks.peers.no_such_adapter", "f")
+    victim = Contestant("victim bf16", "byhand", run.OUR_MODULE, "bf16")
     pair = run.Bench.pair
 
     def kill_in_round_one(bench: run.Bench, opponent: str, round_: int, ours_first: bool) -> None:
@@ -265,7 +266,7 @@ def test_who_cannot_open_or_dies_is_told_and_the_others_go_on(
     monkeypatch.setattr(run.Bench, "pair", kill_in_round_one)
     entry = campaign.run(plan_for(tiny, cache, said, opponents=[ghost, victim]))
     told = {
-        "ghost f": "ghost f: ModuleNotFoundError: No module named 'byhand.bench.engines.no_such_adapter'",
+        "ghost f": "ghost f: ModuleNotFoundError: No module named 'benchmarks.peers.no_such_adapter'",
         "victim bf16": "victim bf16: its process ended with code -9",
     }
     assert said == list(told.values())
@@ -347,14 +348,16 @@ def test_every_peer_says_what_it_runs() -> None:
         for precision, forms in peer.forms.items():
             assert precision in engines.PRECISIONS
             assert all(peer.runs[form] for form in forms)
-        adapter = Path(engines.__file__).with_name(f"{peer.module}.py").read_text(encoding="utf-8")
+        assert peer.module.startswith("benchmarks.peers.")
+        name = peer.module.rpartition(".")[2]
+        adapter = Path(peers_of_byhand.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         assert "class Adapter" in adapter
         assert ("def convert(" in adapter) == peer.converts
 
 
 def test_which_peers_run(monkeypatch: pytest.MonkeyPatch, tiny: checkpoints.Source) -> None:
     said: list[str] = []
-    monkeypatch.setattr(campaign, "is_installed", lambda peer, python: peer.name != "openvino")
+    monkeypatch.setattr(peers_of_byhand, "is_installed", lambda peer, python: peer.name != "openvino")
     request = campaign.Request(scenarios=[DECODE], tell=said.append)
     peers = campaign.peers_asked(request)
     assert [peer.name for peer in peers] == ["transformers", "llama.cpp", "onnxruntime", "ctranslate2"]
@@ -367,6 +370,18 @@ def test_which_peers_run(monkeypatch: pytest.MonkeyPatch, tiny: checkpoints.Sour
     assert batch == ["transformers bf16", "llama.cpp bf16", "onnxruntime fp32", "ctranslate2 float32"]
     opt = replace(tiny, model_type="opt")
     assert [each.engine for each in campaign.opponents(peers, "fp32", opt, DECODE)] == ["transformers", "ctranslate2"]
+
+
+def test_a_wheel_measures_byhand_alone_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(engines, "BENCHMARKS", tmp_path)
+    request = campaign.Request(scenarios=[DECODE], tell=said.append)
+    assert campaign.peers_asked(replace(request, peers=["none"])) == []
+    assert said == []
+    assert campaign.peers_asked(request) == []
+    assert said == [f"byhand alone: {campaign.FROM_A_CHECKOUT}"]
+    with pytest.raises(BadRequest, match=r"--peers is 'llama.cpp vllm'; other engines are measured from a checkout"):
+        campaign.peers_asked(replace(request, peers=["llama.cpp", "vllm"]))
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 import byhand
+from benchmarks.peers import PEERS, is_installed
 from byhand import children
-from byhand.bench import campaign
-from byhand.bench.engines import PEERS
-from byhand.bench.process import Worker
+from byhand.bench.process import EngineFailed, Worker
 from byhand.text.renderer import Renderer
 
 PACKAGE = Path(byhand.__file__).parent
@@ -30,8 +29,8 @@ STARTERS = {
 }
 NEVER = {"multiprocessing", "pty", "ProcessPoolExecutor"}
 # The files that may start processes; what each starts is tried below, but for the peers' exporters.
-KNOWN = {"bench/campaign.py", "bench/engines/export.py", "bench/process.py", "kernels/native/compiling.py"}
-KNOWN |= {"text/renderer.py"}
+KNOWN = {"byhand/bench/process.py", "byhand/kernels/native/compiling.py", "byhand/text/renderer.py"}
+KNOWN |= {"benchmarks/peers/__init__.py", "benchmarks/peers/export.py"}
 
 
 def starts(tree: ast.AST) -> list[str]:
@@ -65,7 +64,9 @@ def test_what_starts_a_process_is_seen(source: str) -> None:
 
 
 def test_only_these_files_start_processes_and_all_take_their_command_from_one() -> None:
-    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    folders = (PACKAGE, PACKAGE.parent / "benchmarks" / "peers")
+    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    files = {path.relative_to(PACKAGE.parent).as_posix(): path for path in paths}
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
     assert {name for name, tree in trees.items() if starts(tree)} == KNOWN
     own = {name for name in KNOWN if any(map(is_interpreter, ast.walk(trees[name])))}
@@ -121,11 +122,16 @@ def measure() -> None:
         assert worker.ask("memory")["peak"] > 0
 
 
+def open_a_peers_adapter() -> None:
+    with Worker("one") as worker, pytest.raises(EngineFailed, match="KeyError: 'folder'"):
+        worker.ask("convert", module="benchmarks.peers.llama_cpp")
+
+
 def look_for_a_peer() -> None:
-    assert campaign.is_installed(PEERS["transformers"], sys.executable)
+    assert is_installed(PEERS["transformers"], sys.executable)
 
 
-@pytest.mark.parametrize("start", [compile_beside, render, measure, look_for_a_peer])
+@pytest.mark.parametrize("start", [compile_beside, render, measure, open_a_peers_adapter, look_for_a_peer])
 def test_nothing_in_the_current_folder_is_run(start: Callable[[], None], trap: Path) -> None:
     start()
     assert not (trap / "RUN").exists(), (trap / "RUN").read_text()

@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_and_its_assets(wheel: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json", "config.json", "README.md"):
         assert f"byhand/assets/tiny/{name}" in names
     assert "byhand/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests/", "training/", "lessons/"))]
+    assert not [name for name in names if name.startswith(("tests/", "training/", "lessons/", "benchmarks/"))]
 
 
 def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
@@ -60,6 +60,19 @@ def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("A list of colors: red") or "," in done.stdout
+
+
+def test_the_wheel_says_where_peers_are_measured(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "from byhand.cli.main import main; raise SystemExit(main(['bench', '--peers', 'llama.cpp']))"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "other engines are measured from a checkout of byhand" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_versions_agree() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from byhand import children
 from byhand.bench import results
 from byhand.bench.checkpoints import Source, make, source_of
-from byhand.bench.engines import PEERS, PRECISIONS, Peer
+from byhand.bench.engines import PRECISIONS, Peer, peers_module
 from byhand.bench.extras import measure_cold, measure_forks, measure_prefix, measure_profile
 from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.run import Contestant, Plan, files_for, measure
@@ -22,7 +20,7 @@ from byhand.bench.summary import summarise
 from byhand.errors import BadRequest
 
 INSTALLED, NONE = "installed", "none"
-HOW_TO_INSTALL = "in byhand's own folder, pip install '.[peers]' brings them"
+FROM_A_CHECKOUT = "other engines are measured from a checkout of byhand, whose folder benchmarks/ no wheel holds"
 
 # How each kind of scenario is measured, where not burst against burst.
 MEASURES: dict[str, Callable[[Plan], dict[str, Any]]] = {
@@ -57,36 +55,16 @@ class Request:
 
 
 def peers_asked(request: Request) -> list[Peer]:
-    """The peers to run: those that are installed, and a sentence about the others; or those named."""
+    """The peers to run: none, those named, or those installed; their files lie in a checkout alone."""
     if NONE in request.peers:
         return []
-    names = list(PEERS) if INSTALLED in request.peers else list(dict.fromkeys(request.peers))
-    for name in names:
-        if name not in PEERS:
-            known = ", ".join((INSTALLED, NONE, *PEERS))
-            raise BadRequest(f"--peers is {name!r}; it must be one of {known}", param="--peers")
-    missing = [name for name in names if not is_installed(PEERS[name], _python(request, name))]
-    if missing and INSTALLED not in request.peers:
-        raise BadRequest(f"{', '.join(missing)}: not installed", param="--peers", hint=HOW_TO_INSTALL)
-    if missing:
-        request.tell(f"not installed, so left out: {', '.join(missing)} ({HOW_TO_INSTALL})")
-    return [PEERS[name] for name in names if name not in missing]
-
-
-def _python(request: Request, name: str) -> str | None:
-    return request.pythons.get(name) or request.pythons.get("peers")
-
-
-def is_installed(peer: Peer, python: str | None) -> bool:
-    """Whether an interpreter (None: this one) has the peer's package."""
-    if python is None:
-        return results.has_package(peer.package)
-    code = f"import importlib.metadata as m; m.version({peer.package!r})"
-    try:
-        command = children.code(code, interpreter=python)
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError as error:
-        raise BadRequest(f"--python: {python} cannot be run: {error.strerror}", param="--python") from error
+    if (peers := peers_module()) is not None:
+        found: list[Peer] = peers.asked(request.peers, request.pythons, request.tell)
+        return found
+    if INSTALLED not in request.peers:
+        raise BadRequest(f"--peers is {' '.join(request.peers)!r}; {FROM_A_CHECKOUT}", param="--peers")
+    request.tell(f"byhand alone: {FROM_A_CHECKOUT}")
+    return []
 
 
 def opponents(peers: Sequence[Peer], precision: str, source: Source, scenario: Scenario) -> list[Contestant]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from byhand.bench.checkpoints import Source, written_whole
-from byhand.bench.engines import OURS, PEERS, Peer
+from byhand.bench.engines import OURS, Peer
 from byhand.bench.process import EngineFailed, Worker
 from byhand.bench.scenarios import Scenario, prompts
 
 CONTROL = "byhand (control)"
+OUR_MODULE = "byhand.bench.engines.ours"
 CONVERSION_LIMIT = 1200.0  # seconds
 
 Tell = Callable[[str], None]
@@ -22,18 +23,19 @@ Burst = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """An engine in one of its forms. `module` is its adapter."""
+    """An engine in one of its forms. `module` is its adapter; byhand is no peer."""
 
     label: str
     engine: str
     module: str
     form: str
     runs: str = ""
+    peer: Peer | None = None
 
     @classmethod
     def of(cls, peer: Peer, form: str) -> Contestant:
         """A peer's form."""
-        return cls(f"{peer.name} {form}", peer.name, peer.module, form, peer.runs[form])
+        return cls(f"{peer.name} {form}", peer.name, peer.module, form, peer.runs[form], peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,12 @@ class Plan:
     @property
     def ours(self) -> Contestant:
         """byhand."""
-        return Contestant(OURS, OURS, "ours", self.precision)
+        return Contestant(OURS, OURS, OUR_MODULE, self.precision)
 
     @property
     def twin(self) -> Contestant:
         """byhand again, in another process: what it shows against byhand is noise."""
-        return Contestant(CONTROL, OURS, "ours", self.precision)
+        return Contestant(CONTROL, OURS, OUR_MODULE, self.precision)
 
     @property
     def against(self) -> list[Contestant]:
@@ -77,16 +79,16 @@ class Plan:
 
 def _needs_files(plan: Plan, contestant: Contestant) -> bool:
     """byhand's quantised weights are made beforehand, unless `--llm quantize=…` asks for it on load."""
-    if contestant.engine == OURS:
+    if contestant.peer is None:
         return plan.precision in ("int8", "int4") and "quantize" not in plan.options
-    return PEERS[contestant.engine].converts
+    return contestant.peer.converts
 
 
 def files_for(plan: Plan, contestant: Contestant) -> Path | None:
     """The converted files of a contestant, written unless they are there."""
     if not _needs_files(plan, contestant):
         return None
-    shared = PEERS[contestant.engine].files if contestant.engine in PEERS else {}
+    shared = contestant.peer.files if contestant.peer else {}
     name = shared.get(contestant.form, contestant.form)
     target = plan.cache / "converted" / plan.source.key / contestant.engine / name
     if not target.is_dir():
@@ -103,9 +105,8 @@ def _convert(plan: Plan, contestant: Contestant, worker: Worker, target: Path) -
     try:
         worker.ask("convert", module=contestant.module, form=contestant.form, **paths, limit=CONVERSION_LIMIT)
     except EngineFailed as error:
-        if contestant.engine == OURS:
+        if (peer := contestant.peer) is None:
             raise
-        peer = PEERS[contestant.engine]
         needs = f"it needs {peer.converter}; --python {peer.name}-convert=PATH names an interpreter with it"
         raise EngineFailed(str(error), hint=needs) from error
 

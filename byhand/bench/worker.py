@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, TextIO
 
-from byhand.bench.engines import Setting
+from byhand.bench.engines import Setting, module_of
 
 STARTED = monotonic()
 SHOWN_IDS = 8
@@ -37,13 +37,9 @@ def _setting(request: dict[str, Any]) -> Setting:
     )
 
 
-def _module(name: str) -> Any:
-    return import_module(f"byhand.bench.engines.{name}")
-
-
 def convert(request: dict[str, Any]) -> Answer:
     """Write the files an engine wants."""
-    _module(request["module"]).convert(Path(request["folder"]), request["form"], Path(request["target"]))
+    module_of(request["module"]).convert(Path(request["folder"]), request["form"], Path(request["target"]))
     return {"converted": request["target"]}
 
 
@@ -73,7 +69,7 @@ class Host:
 
     def open(self, request: dict[str, Any]) -> Answer:
         """Open the engine, and let it warm up on a prompt that is nobody else's."""
-        self.engine = _module(request["module"]).Adapter(_setting(request))
+        self.engine = module_of(request["module"]).Adapter(_setting(request))
         opened = monotonic()
         first = self.engine.generate(request["warm_up"], request["new"])
         return {

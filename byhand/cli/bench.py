@@ -1,4 +1,4 @@
-"""`byhand bench`: this machine's limits, byhand, and the peers that are installed."""
+"""`byhand bench`: this machine's limits, byhand, and in a checkout the peers that are installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from byhand.bench import results
-from byhand.bench.engines import PEERS, PRECISIONS
+from byhand.bench.engines import PRECISIONS
 from byhand.bench.scenarios import SCENARIOS, scenarios_named
 from byhand.bench.shapes import SHAPES
 from byhand.cli.options import Commands, UsageError, integer, named_model
@@ -26,9 +26,9 @@ def add(commands: Commands) -> None:
         "bench",
         help="this machine's limit, byhand, and its peers",
         usage="byhand bench [options]",
-        description="Measure how fast this machine reads memory and multiplies matrices, then byhand beside every peer "
-        "that is installed: each in a process of its own, in short bursts in turn, their times compared pair by pair, "
-        "with byhand against itself as the control. Checkpoints of real shapes are made on the spot, with random "
+        description="Measure how fast this machine reads memory and multiplies matrices, then byhand beside itself, "
+        "and from a checkout beside every peer that is installed: each in a process of its own, in short bursts in "
+        "turn, their times compared pair by pair. Checkpoints of real shapes are made on the spot, with random "
         "weights. --quick takes byhand beside itself, on the embedded model, in less than a minute.",
     )
     _add_what(parser)
@@ -62,7 +62,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--peers",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(PEERS)}; none; installed (the default)",
+        help="of benchmarks/peers, in a checkout of byhand; none; installed (the default)",
     )
 
 

@@ -1,18 +1,23 @@
-"""The engines that can be measured: what each is called, which precisions it has, and what must be installed for it.
+"""What can be measured: an engine's file has a class `Adapter`, and `convert` where it needs files of its own.
 
-Each has a file here with a class `Adapter`, and `convert` where it needs files of its own. Nothing here imports them:
-they are opened in processes of their own, by interpreters that have them.
+byhand's own is here; its peers' lie in the folder benchmarks/ of a checkout, and no wheel holds them. Nothing imports
+an adapter: each is opened in a process of its own, by an interpreter that has what it needs.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Protocol
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 OURS = "byhand"
+# Where a checkout has the package whose `peers` are measured beside byhand.
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An engine as the benchmark knows it. `forms`: its own names of what it runs for each precision."""
+    """An engine as the benchmark knows it. `forms`: its own names of what it runs for each precision.
+
+    `module` is its adapter's, with all its dots.
+    """
 
     name: str
     module: str
@@ -78,71 +86,17 @@ class Peer:
         return (*forms, *self.forms.get("fp32", ())) if wants_both else forms
 
 
-_LLAMAS = ("llama",)
+def peers_module() -> Any:
+    """The package `benchmarks.peers`; None where byhand was installed from a wheel."""
+    return module_of("benchmarks.peers") if (BENCHMARKS / "peers" / "__init__.py").is_file() else None
 
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        Peer(
-            "transformers",
-            "huggingface",
-            "transformers",
-            {"fp32": ("fp32",), "bf16": ("bf16",)},
-            {"fp32": "float32 throughout", "bf16": "bfloat16 throughout"},
-            converts=False,
-        ),
-        Peer(
-            "llama.cpp",
-            "llama_cpp",
-            "llama-cpp-python",
-            {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("q8_0",), "int4": ("q4_0", "q4_k_m")},
-            {
-                "f32": "float32",
-                "bf16": "bfloat16 weights and activations in products, float32 sums",
-                "q8_0": "8-bit weights in groups of 32, activations in 8 bits",
-                "q4_0": "4-bit weights in groups of 32 (the head in 6 or 8 bits), activations in 8 bits",
-                "q4_k_m": "4- and 6-bit weights in groups of 256 (5 and 8 where rows do not fit), activations in 8",
-            },
-            families=_LLAMAS,
-            converter="gguf",
-        ),
-        Peer(
-            "openvino",
-            "openvino",
-            "openvino-genai",
-            {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("int8",), "int4": ("int4",)},
-            {
-                "f32": "float32 products over float16 weights",
-                "bf16": "bfloat16 products over float16 weights",
-                "int8": "8-bit weights, products as it chooses",
-                "int4": "4-bit weights in groups of 64, products as it chooses",
-            },
-            converter="optimum-intel",
-            files={"f32": "fp16", "bf16": "fp16"},
-        ),
-        Peer(
-            "onnxruntime",
-            "onnxruntime",
-            "onnxruntime-genai",
-            {"fp32": ("fp32",), "int8": ("int8",), "int4": ("int4",)},
-            {
-                "fp32": "float32",
-                "int8": "8-bit weights in groups of 32, activations in 8 bits",
-                "int4": "4-bit weights in groups of 32, activations in 8 bits",
-            },
-            families=_LLAMAS,
-            converter="onnx-ir and transformers",
-        ),
-        Peer(
-            "ctranslate2",
-            "ctranslate2",
-            "ctranslate2",
-            {"fp32": ("float32",), "int8": ("int8",)},
-            {
-                "float32": "float32, llama3's rotary scaling dropped",
-                "int8": "8-bit weights by row, activations in 8 bits, llama3's rotary scaling dropped",
-            },
-            converter="transformers",
-        ),
-    )
-}
+
+def module_of(name: str) -> Any:
+    """A module of byhand's or of benchmarks, which is found by its place: the current folder is on no worker's path."""
+    if name.startswith("benchmarks.") and "benchmarks" not in sys.modules:
+        spec = spec_from_file_location("benchmarks", BENCHMARKS / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["benchmarks"] = package = module_from_spec(spec)
+        spec.loader.exec_module(package)
+    return import_module(name)

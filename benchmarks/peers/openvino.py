@@ -68,7 +68,7 @@ def _clock(api: Any, stamps: list[float]) -> Any:
 
 def convert(folder: Path, form: str, target: Path) -> None:
     """Export by optimum-intel, which often needs an environment of its own (--python openvino-convert=…)."""
-    from byhand.bench.engines.export import call
+    from benchmarks.peers.export import call
 
     weights = WEIGHTS[form]
     extra = ["--group-size", "64", "--ratio", "1.0", "--sym"] if weights == "int4" else []

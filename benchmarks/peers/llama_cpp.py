@@ -91,7 +91,7 @@ class Adapter:
 
 def convert(folder: Path, form: str, target: Path) -> None:
     """Write model.gguf; 8 and 4 bits by llama.cpp's own quantiser."""
-    from byhand.bench.engines.gguf_file import write_gguf
+    from benchmarks.peers.gguf_file import write_gguf
 
     plain = {"f32": "f32", "bf16": "bf16"}.get(form)
     if plain is not None:

@@ -60,7 +60,7 @@ class Adapter:
 
 def convert(folder: Path, form: str, target: Path) -> None:
     """Build by onnxruntime-genai's own builder; 8-bit activations in the quantised forms."""
-    from byhand.bench.engines.export import call
+    from benchmarks.peers.export import call
 
     extra = ["--extra_options", "block_size=32", "accuracy_level=4", "op_types_to_quantize=MatMul"]
     with tempfile.TemporaryDirectory() as scratch:
