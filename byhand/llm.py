@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import takewhile
 from time import perf_counter
 from typing import Any, Unpack, overload
 
@@ -11,6 +10,7 @@ import torch
 
 from byhand.engine.inline import Collector
 from byhand.engine.request import RequestHandle
+from byhand.engine.sequence import common_length
 from byhand.errors import BadRequest, PromptError
 from byhand.opened import positive
 from byhand.prompts import Messages, Prompt, as_prompts
@@ -96,8 +96,7 @@ class LLM(Texts):
             ids = self.encode(prompt + continuation)
         else:
             ids = self.encode(before + self.continuation_ids(continuation, "continuation"))
-        shared = takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False))
-        first = sum(1 for _ in shared)
+        first = common_length(before, ids)
         if first == len(ids):
             raise PromptError("the continuation is empty: it adds no token to the prompt", param="continuation")
         if first == 0:

@@ -136,8 +136,7 @@ class Run:
         """Take one token: the sampler's, or `force` (an id, or text that is exactly one token)."""
         forced = None if force is None else self._llm.token_id(force, "force")
         self._driver.take(self._handle, forced)
-        if self._failures:
-            self._raise_failure()
+        self._raise_failure()
         return self._sequence.steps[-1]
 
     def insert(self, text: Prompt) -> list[Step]:
@@ -153,14 +152,14 @@ class Run:
     def _change(self, operation: Operation) -> list[Step]:
         asked: list[Future[list[Step]]] = []
         self._driver.run_to_rest(self._handle, lambda: asked.append(self._handle.change(operation)))
-        if self._failures:
-            self._raise_failure()
+        self._raise_failure()
         return asked[0].result()
 
     def _raise_failure(self) -> None:
-        error = self._failures[-1]
-        self._failures.clear()
-        raise error
+        if self._failures:
+            error = self._failures[-1]
+            self._failures.clear()
+            raise error
 
     def rewind(self, count: int = 1) -> None:
         """Take back the last `count` tokens."""

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from byhand.engine.engine import Engine
-from byhand.engine.sequence import Sequence, Snapshot, Work, own_rows
+from byhand.engine.sequence import Sequence, Snapshot, Work, common_length, own_rows
 from byhand.engine.text_state import TextState
 from byhand.errors import BadRequest, PromptError
 from byhand.sampling.chain import Settings
@@ -158,10 +158,8 @@ def change_params(engine: Engine, sequence: Sequence, changes: dict[str, Any]) -
 
 def restore(engine: Engine, sequence: Sequence, before: Snapshot) -> None:
     """Put a run back as it was; what is no longer in the cache is computed again when it is needed."""
-    pairs = zip(sequence.ids, before.ids, strict=False)
-    shorter, longer = sorted((len(sequence.ids), len(before.ids)))
-    common = next((place for place, (now, then) in enumerate(pairs) if now != then), shorter)
-    if common < longer:
+    common = common_length(sequence.ids, before.ids)
+    if common < max(len(sequence.ids), len(before.ids)):
         _forget_from(engine, sequence, common)
         # An edited prompt's predictions are told anew where they differ.
         sequence.positions_read, sequence.prompt_tokens = min(sequence.positions_read, common), None

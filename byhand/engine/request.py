@@ -117,7 +117,7 @@ class InteractiveRequest(Request):
     @property
     def is_active(self) -> bool:
         """Whether there is something to compute for it."""
-        return self.settling is not None or (self.budget > 0 and self.sequence.finish_reason is None)
+        return self.settling is not None or self.wants_token
 
     def asked(self) -> tuple[int | None, Breakpoint | None]:
         """The caller's own next token, and what to look out for before another is taken."""

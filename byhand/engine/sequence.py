@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from byhand.engine.text_state import TextState
@@ -196,3 +197,8 @@ class Sequence:
             self.error,
             self.read_prompt,
         )
+
+
+def common_length(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many ids two lists have in common, from the first on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from byhand.engine.breakpoint import Breakpoint
+from byhand.engine.sequence import common_length
 from byhand.jsonable import step_to_json, token_to_json
 from byhand.sampling.dice import fresh_seed
 from byhand.sampling.params import SamplingParams
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from byhand.engine.engine import Engine
     from byhand.engine.limits import Limits
     from byhand.engine.sequence import Sequence
+    from byhand.engine.worker import Worker
     from byhand.llm import LLM
     from byhand.sampling.chain import Settings
     from byhand.types import Step
@@ -47,12 +49,12 @@ def until_of(llm: LLM, said: Json) -> Breakpoint:
     return Breakpoint(token=None if token is None else llm.token_id(token, "until.token"), **said)
 
 
-def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[Settings, list[int], list[Json]]:
+def beginning_of(worker: Worker, fields: Json) -> tuple[Settings, list[int], list[Json]]:
     """What a run begins with: its settings, and the ids and tokens of a prompt or of messages."""
-    params = params_of(llm, limits, fields.get("params", {}))
+    llm = worker.llm
+    params = params_of(llm, worker.limits, fields.get("params", {}))
     ids = llm.encode(fields["prompt"]) if "prompt" in fields else llm.chat_ids(fields["messages"])
-    limits.check_params(params)
-    return llm.engine.check(params), ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
+    return worker.check(params), ids, [token_to_json(llm.tokenizer.token(token)) for token in ids]
 
 
 # Runs come and go.
@@ -60,9 +62,9 @@ def beginning_of(llm: LLM, limits: Limits, fields: Json) -> tuple[Settings, list
 
 async def start(session: Session, frame: Frame, handle: Handle) -> None:
     """A run: prefilled and paused."""
-    llm, fields = session.worker.llm, frame.fields
+    fields = frame.fields
     top = fields.get("top", TOP)
-    settings, ids, tokens = await asyncio.to_thread(beginning_of, llm, session.limits, fields)
+    settings, ids, tokens = await asyncio.to_thread(beginning_of, session.worker, fields)
     handle.mark, handle.wants_record = frame.id, fields.get("record", False)
     # The answer stands in the queue before the first event can.
     values = {"ids": ids, "tokens": tokens, "params": settings.params.to_json()}
@@ -205,8 +207,7 @@ async def _change(
 
 async def _tell_change(session: Session, frame: Frame, handle: Handle, before: list[int]) -> None:
     def view(_: Engine, run: Sequence) -> Json:
-        same = next((i for i, (a, b) in enumerate(zip(before, run.ids, strict=False)) if a != b), None)
-        kept = min(len(before), len(run.ids)) if same is None else same
+        kept = common_length(before, run.ids)
         return views.change_view(run, len(before) - kept)
 
     session.answer(frame, "changed", handle, await _wait(handle.interactive().look(view)))
