@@ -16,6 +16,7 @@ from hypothesis import settings
 
 import byhand.opened
 from byhand import LLM
+from byhand.engine.worker import Worker
 from byhand.kernels import backends
 from tests.checkpoints import CONFIGS, KERNELS, make_checkpoint
 from tests.commandline import Cli
@@ -107,6 +108,16 @@ def tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def worker(tiny_folder: Path) -> Iterator[Worker]:
+    """The tiny model's worker; at the end no page is held."""
+    worker = Worker(LLM(tiny_folder))
+    worker.opened.result(30)
+    yield worker
+    worker.close()
+    assert worker.stats().pages_used == 0
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,6 @@ from tests.test_worker import LONG, SHORT, Ear, submit
 
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
 DICE = SamplingParams(temperature=1.0, seed=1, max_tokens=12, ignore_eos=True)
-
-
-@pytest.fixture
-def worker(tiny_folder: Path) -> Iterator[Worker]:
-    worker = Worker(LLM(tiny_folder))
-    worker.opened.result(30)
-    yield worker
-    worker.close()
-    assert worker.stats().pages_used == 0
 
 
 def small(tiny_folder: Path, pages: int, max_rows: int = 512, **limits: Any) -> Worker:

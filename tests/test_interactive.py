@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -26,15 +26,6 @@ PROMPT = [5, 6, 7]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
-
-
-@pytest.fixture
-def worker(tiny_folder: Path) -> Iterator[Worker]:
-    worker = Worker(LLM(tiny_folder))
-    worker.opened.result(30)
-    yield worker
-    worker.close()
-    assert worker.stats().pages_used == 0
 
 
 def turn(worker: Worker) -> None:
