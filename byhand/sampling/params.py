@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from byhand.errors import BadRequest
 from byhand.sampling.fields import CHECKS, INTEGER_LIMIT, FieldInfo, Kind, plain, shown
 from byhand.sampling.options import AllOptions, StageFunction
-from byhand.sampling.suggested import fitted
-from byhand.sampling.suggested import suggested as suggested_by
 
 # The fields of which at most one constrains the whole continuation.
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choices")
@@ -248,6 +246,8 @@ class SamplingParams:
         (`suggested` names it), for a hint refuses nothing; `changes` are checked like any params. Ids beyond
         `vocab_size` are banned by nature.
         """
+        from byhand.sampling.suggested import fitted
+
         _refuse_unknown(changes)
         return cls(**fitted(suggested(generation_config, vocab_size)[0], changes))
 
@@ -295,7 +295,9 @@ def suggested(
     config: Mapping[str, Any], vocab_size: int | None = None, context_length: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """The values of a generation_config.json by these fields' names, and what it says that is left out."""
-    return suggested_by(config, fields_table(), vocab_size, context_length)
+    from byhand.sampling.suggested import suggested as read
+
+    return read(config, fields_table(), vocab_size, context_length)
 
 
 def _naming_the_unknown(made: Callable[..., None]) -> Callable[..., None]:
