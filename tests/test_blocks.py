@@ -1,4 +1,4 @@
-"""Blocks that run as one call: the same bits as kernel by kernel, and nothing recorded that could not be run again."""
+"""Blocks that run as one call: the same bits as kernel by kernel, and nothing captured that could not be run again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from byhand.checkpoint import open_checkpoint
 from byhand.formats import Weight, quantized_formats
 from byhand.kernels import reference
 from byhand.kernels.cpu import MANY_ROWS, Cpu
+from byhand.kernels.cpu.capture import Arena
 from byhand.kernels.cpu.places import Spare
-from byhand.kernels.cpu.recording import Arena
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.models import Model, build
 from byhand.quantize import quantize
@@ -65,12 +65,12 @@ def test_a_block_as_one_call_gives_the_same_bits(family: str, variant: str, tmp_
     fused, plain = Cpu(), Cpu(fuse=False)
     for ours, truth in zip(run_passes(build(checkpoint, fused)), run_passes(build(checkpoint, plain)), strict=True):
         assert torch.equal(ours, truth)
-    assert not plain.recorded
-    recorded = [block for block in fused.recorded.values() if block is not None]
-    assert len(recorded) == len(fused.recorded) > 0
-    [joined] = fused.joined.values()  # of one row, the last that was recorded
-    ones = [block for (_, _, rows), block in fused.recorded.items() if rows == 1 and block is not None]
-    assert joined.recording.names == [name for block in ones for name in block.recording.names]
+    assert not plain.captured
+    captured = [block for block in fused.captured.values() if block is not None]
+    assert len(captured) == len(fused.captured) > 0
+    [whole] = fused.captured_all.values()  # of one row, the last that was captured
+    ones = [block for (_, _, rows), block in fused.captured.items() if rows == 1 and block is not None]
+    assert whole.capture.names == [name for block in ones for name in block.capture.names]
 
 
 SPEC = [LayerSpec(1, 16)]
@@ -86,10 +86,10 @@ def linear_block(
 
 
 @pytest.mark.parametrize(
-    ("between", "is_recorded"), [(lambda x: x, True), (lambda x: x + 1, False), (lambda x: x[:, :], True)]
+    ("between", "is_captured"), [(lambda x: x, True), (lambda x: x + 1, False), (lambda x: x[:, :], True)]
 )
-def test_what_something_else_computes_is_never_recorded(
-    between: Callable[[torch.Tensor], torch.Tensor], is_recorded: bool
+def test_what_something_else_computes_is_never_captured(
+    between: Callable[[torch.Tensor], torch.Tensor], is_captured: bool
 ) -> None:
     kernels, cache, weight = Cpu(), KVCache(SPEC, 8), Weight.of(torch.randn(16, 16))
     layer = linear_block(kernels, weight, between)
@@ -97,7 +97,7 @@ def test_what_something_else_computes_is_never_recorded(
         x = torch.randn(1, 16)
         found = kernels.blocks([layer], x, batch_of([[1]], [1]), cache)
         assert torch.equal(found, layer(x))
-    assert [block is not None for block in kernels.recorded.values()] == [is_recorded]
+    assert [block is not None for block in kernels.captured.values()] == [is_captured]
 
 
 def test_the_input_is_read_and_left_as_it_is() -> None:
@@ -110,7 +110,7 @@ def test_the_input_is_read_and_left_as_it_is() -> None:
         assert out.data_ptr() != x.data_ptr()
 
 
-def test_a_new_layer_in_the_place_of_an_old_one_is_recorded_anew() -> None:
+def test_a_new_layer_in_the_place_of_an_old_one_is_captured_anew() -> None:
     kernels, cache = Cpu(), KVCache(SPEC, 8)
     x, batch = torch.randn(1, 16), batch_of([[1]], [1])
     for number in range(1, 20):
@@ -120,12 +120,12 @@ def test_a_new_layer_in_the_place_of_an_old_one_is_recorded_anew() -> None:
         del layer
 
 
-def test_recorded_blocks_keep_no_layer_alive() -> None:
+def test_captured_blocks_keep_no_layer_alive() -> None:
     kernels, cache = Cpu(), KVCache(SPEC, 8)
     layers = [linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x) for _ in range(3)]
     for _ in range(2):
         kernels.blocks(layers, torch.randn(1, 16), batch_of([[1]], [1]), cache)
-    assert len(kernels.joined) == 1
+    assert len(kernels.captured_all) == 1
     watched = [*map(weakref.ref, layers), weakref.ref(cache)]
     del layers, cache
     gc.collect()
@@ -151,7 +151,7 @@ class Calls:
         monkeypatch.setattr(kernels, "_start", counted)
 
 
-def test_recorded_blocks_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured_blocks_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels, cache, batch = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1])
     layers, x = scaling(kernels, 1.0, 2.0, 4.0), torch.randn(1, 16)
     kernels.blocks(layers, x, batch, cache)
@@ -173,7 +173,7 @@ def test_blocks_that_do_not_follow_each_other_run_by_themselves(monkeypatch: pyt
                 by_hand = layer(by_hand)
             calls.counts.clear()
             assert torch.equal(kernels.blocks(order, x, batch, cache), by_hand)
-    # The first was recorded to read what comes from outside, and the second to read what the first has left.
+    # The first was captured to read what comes from outside, and the second to read what the first has left.
     assert calls.counts == [2, 2, 2]
     calls.counts.clear()
     kernels.blocks(orders[0], x, batch, cache)
@@ -193,26 +193,26 @@ def test_a_new_layer_among_old_ones_is_never_passed_over() -> None:
         assert torch.equal(kernels.blocks(layers, x, batch, cache), by_hand)
 
 
-def test_what_is_recorded_is_of_these_layers_and_this_cache() -> None:
+def test_what_is_captured_is_of_these_layers_and_this_cache() -> None:
     kernels, cache = Cpu(), KVCache(SPEC, 8)
     layers = scaling(kernels, 1.0, 2.0)
     for _ in range(2):
         kernels.blocks(layers, torch.randn(1, 16), batch_of([[1]], [1]), cache)
-    [joined] = kernels.joined.values()
-    assert joined.is_of(layers, cache)
-    assert not joined.is_of(layers, KVCache(SPEC, 8))
-    assert not joined.is_of(layers[::-1], cache)
-    assert not joined.is_of(layers[:1], cache)
+    [whole] = kernels.captured_all.values()
+    assert whole.is_of(layers, cache)
+    assert not whole.is_of(layers, KVCache(SPEC, 8))
+    assert not whole.is_of(layers[::-1], cache)
+    assert not whole.is_of(layers[:1], cache)
 
 
-def test_a_layer_that_cannot_be_recorded_leaves_the_others_recorded() -> None:
+def test_a_layer_that_cannot_be_captured_leaves_the_others_captured() -> None:
     kernels, cache, batch, x = Cpu(), KVCache(SPEC, 8), batch_of([[1]], [1]), torch.randn(1, 16)
     layers = scaling(kernels, 1.0, 2.0)
     layers.insert(1, linear_block(kernels, Weight.of(torch.eye(16)), lambda x: x + 1))
     for _ in range(3):
         assert torch.equal(kernels.blocks(layers, x, batch, cache), 4 * (x + 1))
-    assert [block is not None for block in kernels.recorded.values()] == [True, False, True]
-    assert not kernels.joined
+    assert [block is not None for block in kernels.captured.values()] == [True, False, True]
+    assert not kernels.captured_all
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,7 +2,7 @@
 
 The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to what is fastest at
 its size: the kernel for few rows or for many, or torch's product. How a call is made, and how all blocks become
-one, is in calls.py and recording.py.
+one, is in calls.py and capture.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.formats import Weight
 from byhand.kernels import Survey, reference
-from byhand.kernels.cpu.calls import MANY_QUERIES, RECORDED_ROWS, Calls, bits
+from byhand.kernels.cpu.calls import CAPTURED_ROWS, MANY_QUERIES, Calls, bits
 from byhand.kernels.cpu.columns import in_bfloat16
 from byhand.kernels.cpu.expected import many_rows
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
@@ -51,7 +51,7 @@ class Cpu(Calls):
     faster than rounding by hand.
 
     threads: None for as many as torch has. `note` is told when kernels have to be compiled first, and how far that is.
-    fuse: run the blocks as one call once they have been recorded.
+    fuse: run the blocks as one call once they have been captured.
     """
 
     rotate = staticmethod(reference.rotate)
@@ -225,7 +225,7 @@ class Cpu(Calls):
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
         matrix = self._matrix(weight)
         rows = ids.shape[0]
-        if rows > RECORDED_ROWS or matrix.stored_in_columns or matrix.inner != weight.shape[1]:
+        if rows > CAPTURED_ROWS or matrix.stored_in_columns or matrix.inner != weight.shape[1]:
             return reference.embedding(ids, weight)
         ids = ids.contiguous()
         if any(not 0 <= token < matrix.out for token in ids.tolist()):
@@ -375,8 +375,8 @@ class Cpu(Calls):
         rows, size = q.shape
         heads, head_dim = size // places.head_dim, places.head_dim
         seen = min(window, self._pass.table[3]) if window else self._pass.table[3]
-        # A recorded call serves contexts of any length.
-        threads = self.threads if self._recording is not None else self._threads_for(rows * seen * size * 2)
+        # A captured call serves contexts of any length.
+        threads = self.threads if self._capture is not None else self._threads_for(rows * seen * size * 2)
         self._pass.turn(angles)
         q = rows_apart(q)
         self._read(q, k, v)

@@ -18,15 +18,15 @@ from byhand.collector import without_collector
 from byhand.formats import Weight
 from byhand.kernels import native, reference
 from byhand.kernels.cpu import expected
+from byhand.kernels.cpu.capture import Arena, Block, Capture, merge
 from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
-from byhand.kernels.cpu.recording import Arena, Block, Recording, join
 from byhand.kernels.native.compiling import compile_kernels
 from byhand.weights import FORMATS
 
 # Rows of one run from which attention takes blocks of them.
 MANY_QUERIES = 32
-# Rows of a pass up to which a block is recorded and run as one call; with more, its kernels are long enough.
-RECORDED_ROWS = 64
+# Rows of a pass up to which a block is captured and run as one call; with more, its kernels are long enough.
+CAPTURED_ROWS = 64
 # Multiplications below which waking a second thread costs more than it saves.
 SMALL = 2**16
 
@@ -59,10 +59,10 @@ class Calls:
         self._spare = Spare()
         self._pass = Pass()
         self._arenas = (Arena(), Arena())
-        self._recording: Recording | None = None
-        # Each layer's block, None where it cannot be recorded; and runs of them, by their first: layer, cache and rows.
-        self.recorded: dict[tuple[int, int, int], Block | None] = {}
-        self.joined: dict[tuple[int, int, int], Block] = {}
+        self._capture: Capture | None = None
+        # Each layer's block, None where it cannot be captured; and several as one, by the first: layer, cache, rows.
+        self.captured: dict[tuple[int, int, int], Block | None] = {}
+        self.captured_all: dict[tuple[int, int, int], Block] = {}
 
     # Kernels, and what they work on.
 
@@ -122,8 +122,8 @@ class Calls:
         for name in names:
             place = self._place_of(name)
             entries.extend((place, table.buffer_info()[0], shares, 0, 0))
-            if self._recording is not None:
-                self._recording.add(name, place, table, threads)
+            if self._capture is not None:
+                self._capture.add(name, place, table, threads)
         self._start(entries.buffer_info()[0], len(names), threads)
 
     def _matrix(self, weight: Weight) -> Matrix:
@@ -134,24 +134,24 @@ class Calls:
 
     def _empty(self, *shape: int) -> Tensor:
         """Memory for a result."""
-        if self._recording is not None:
-            return self._recording.take(*shape)
+        if self._capture is not None:
+            return self._capture.take(*shape)
         return torch.empty(shape) if prod(shape) < Spare.LARGE else self._spare.take(*shape)
 
     def _scratch(self, count: int) -> int:
         """The address of `count` float32 to work in, until the next call."""
-        if self._recording is not None:
-            return self._recording.take(count).data_ptr()
+        if self._capture is not None:
+            return self._capture.take(count).data_ptr()
         if self._work.numel() < count:
             self._work = torch.empty(count)
         return self._work.data_ptr()
 
     def _read(self, *activations: Tensor | None) -> None:
         """Say which activations the next kernel reads."""
-        if self._recording is not None:
+        if self._capture is not None:
             for x in activations:
                 if x is not None:
-                    self._recording.read(x)
+                    self._capture.read(x)
 
     def _threads_for(self, multiplications: int) -> int:
         return self.threads if multiplications >= SMALL else 1
@@ -168,51 +168,51 @@ class Calls:
     ) -> Tensor:
         """`reference.blocks`, with few rows as one call. The next call may overwrite the result."""
         rows = x.shape[0]
-        if not self.fuse or rows > RECORDED_ROWS:
+        if not self.fuse or rows > CAPTURED_ROWS:
             return reference.blocks(layers, x, batch, cache, angles)
         self._pass.enter(batch)
         self._pass.turn(angles)
         if self._pass.most_rows >= MANY_QUERIES:
             return reference.blocks(layers, x, batch, cache, angles)
-        joined = self._join(layers, cache, rows)
-        if joined is not None:
-            return self._play(joined, x)
+        merged = self._merged(layers, cache, rows)
+        if merged is not None:
+            return self._replay(merged, x)
         for layer in layers:
             x = self._block(layer, x, batch, cache, angles)
         return x
 
-    def _join(self, layers: Sequence[Callable[..., Tensor]], cache: KVCache, rows: int) -> Block | None:
-        """All the blocks as one, if each is recorded and reads what the one before it has left."""
+    def _merged(self, layers: Sequence[Callable[..., Tensor]], cache: KVCache, rows: int) -> Block | None:
+        """All the blocks as one, if each is captured and reads what the one before it has left."""
         first = (id(layers[0]), id(cache), rows)
-        joined = self.joined.get(first)
-        if joined is None or not joined.is_of(layers, cache):
-            joined = join([self._known(layer, cache, rows) for layer in layers])
-            if joined is not None:
-                self.joined[first] = joined
-        return joined
+        merged = self.captured_all.get(first)
+        if merged is None or not merged.is_of(layers, cache):
+            merged = merge([self._known(layer, cache, rows) for layer in layers])
+            if merged is not None:
+                self.captured_all[first] = merged
+        return merged
 
     def _known(self, layer: Callable[..., Tensor], cache: KVCache, rows: int) -> Block | None:
-        block = self.recorded.get((id(layer), id(cache), rows))
+        block = self.captured.get((id(layer), id(cache), rows))
         return block if block is not None and block.is_of([layer], cache) else None
 
-    def _play(self, block: Block, x: Tensor) -> Tensor:
+    def _replay(self, block: Block, x: Tensor) -> Tensor:
         block.take(x)
-        self._start(block.at, block.count, block.recording.threads)
+        self._start(block.at, block.count, block.capture.threads)
         return block.out
 
     def _block(
         self, layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache, angles: Angles | None
     ) -> Tensor:
-        """One of them by itself: recorded the first time, unless it cannot be."""
+        """One of them by itself: captured the first time, unless it cannot be."""
         key = (id(layer), id(cache), x.shape[0])
         block = self._known(layer, cache, x.shape[0])
         if block is not None:
-            return self._play(block, x)
-        if key in self.recorded and self.recorded[key] is None:
+            return self._replay(block, x)
+        if key in self.captured and self.captured[key] is None:
             return reference.blocks([layer], x, batch, cache, angles)
-        return self._record(key, layer, x, batch, cache, angles)
+        return self._capture_block(key, layer, x, batch, cache, angles)
 
-    def _record(
+    def _capture_block(
         self,
         key: tuple[int, int, int],
         layer: Callable[..., Tensor],
@@ -228,13 +228,13 @@ class Calls:
         if not outside.holds(x):
             outside.restart()
             x = outside.take(*x.shape).copy_(x)
-        recording = self._recording = Recording(x, inside)
+        capture = self._capture = Capture(x, inside)
         try:
             out = reference.blocks([layer], x, batch, cache, angles)
         finally:
-            self._recording = None
-        recording.read(out)
-        is_whole = recording.is_whole and contiguous_angles(angles) and inside.holds(out)
-        self.recorded[key] = Block([weakref.ref(layer)], weakref.ref(cache), recording, out) if is_whole else None
-        self.joined.clear()  # the one that was recorded before may be a part of any
+            self._capture = None
+        capture.read(out)
+        is_whole = capture.is_whole and contiguous_angles(angles) and inside.holds(out)
+        self.captured[key] = Block([weakref.ref(layer)], weakref.ref(cache), capture, out) if is_whole else None
+        self.captured_all.clear()  # the one that was captured before may be a part of any
         return out if is_whole else out.clone()

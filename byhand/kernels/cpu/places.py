@@ -109,7 +109,7 @@ class Layer:
 
 
 class Pass:
-    """What changes from pass to pass, in a table that stays where it is, so that recorded blocks find it.
+    """What changes from pass to pass, in a table that stays where it is, so that captured blocks find it.
 
     The table: rows, slots, plan, the longest context, cos, sin, runs, how many. The plan (rows, 2) is each row's
     position and the address of its run's pages; the runs (runs, 4) are first row, rows, address of the pages, context.

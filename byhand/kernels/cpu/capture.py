@@ -1,8 +1,8 @@
 """Blocks of a model, run once kernel by kernel and from then on as one call: what was called, and where it all lies.
 
-Nothing about a block is written down twice: its own Python code is the recording. It is made once for each number of
+Nothing about a block is written down twice: its own Python code is the capture. It is made once for each number of
 rows, in memory that stays, so that all addresses hold. Blocks take turns with two such memories: one reads in the other
-what the block before it has left there, and so their lists, joined end to end, are one.
+what the block before it has left there, and so their lists, merged end to end, are one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Arena:
 
 
 @dataclass(slots=True)
-class Recording:
+class Capture:
     """The list of kernels of one block. `kept` are the tables and tensors whose addresses are in it."""
 
     x: Tensor
@@ -87,7 +87,7 @@ class Recording:
         self.kept.append(table)
         self.threads = max(self.threads, threads)
 
-    def extend(self, other: Recording) -> None:
+    def extend(self, other: Capture) -> None:
         """Add another's calls behind."""
         self.entries += other.entries
         self.names += other.names
@@ -96,17 +96,15 @@ class Recording:
 
 
 class Block:
-    """A recorded block, or several in a row: the inlet, the list of kernels, and the result."""
+    """A captured block, or several in a row: the inlet, the list of kernels, and the result."""
 
-    __slots__ = ("at", "cache", "count", "layers", "out", "recording", "x_at", "x_bytes")
+    __slots__ = ("at", "cache", "capture", "count", "layers", "out", "x_at", "x_bytes")
 
-    def __init__(
-        self, layers: list[weakref.ref[Any]], cache: weakref.ref[Any], recording: Recording, out: Tensor
-    ) -> None:
+    def __init__(self, layers: list[weakref.ref[Any]], cache: weakref.ref[Any], capture: Capture, out: Tensor) -> None:
         # Weakly: the kernels must not keep a closed model's weights.
-        self.layers, self.cache, self.recording, self.out = layers, cache, recording, out
-        self.at, self.count = recording.entries.buffer_info()[0], len(recording.entries) // ENTRY
-        self.x_at, self.x_bytes = recording.x.data_ptr(), 4 * recording.x.numel()
+        self.layers, self.cache, self.capture, self.out = layers, cache, capture, out
+        self.at, self.count = capture.entries.buffer_info()[0], len(capture.entries) // ENTRY
+        self.x_at, self.x_bytes = capture.x.data_ptr(), 4 * capture.x.numel()
 
     def is_of(self, layers: Sequence[Any], cache: Any) -> bool:
         """Whether it is these layers': another one may have got the same id since."""
@@ -120,12 +118,12 @@ class Block:
             ctypes.memmove(self.x_at, at, self.x_bytes)
 
 
-def join(parts: Sequence[Block | None]) -> Block | None:
+def merge(parts: Sequence[Block | None]) -> Block | None:
     """Blocks in a row as one, if there are all of them and each reads where the one before it leaves its result."""
     blocks = [part for part in parts if part is not None]
     if len(blocks) < len(parts) or any(first.out.data_ptr() != second.x_at for first, second in pairwise(blocks)):
         return None
-    whole = Recording(blocks[0].recording.x, blocks[0].recording.arena)
+    whole = Capture(blocks[0].capture.x, blocks[0].capture.arena)
     for block in blocks:
-        whole.extend(block.recording)
+        whole.extend(block.capture)
     return Block([layer for block in blocks for layer in block.layers], blocks[0].cache, whole, blocks[-1].out)
