@@ -64,7 +64,7 @@ class LLM(Texts):
             following: list[int | None] = [*ids[start + 1 : start + 1 + len(logits)]]
             following += [None] * (len(logits) - len(following))
             with self.engine.lock:
-                found = self.model.kernels.surveys(logits, [top] * len(logits))
+                found = self.model.kernels.topk_lse(logits, [top] * len(logits))
             yield from enumerate(look(logits, top, following, found), start)
 
     def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:

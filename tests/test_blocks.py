@@ -21,7 +21,7 @@ from byhand.kernels.cpu.places import Spare
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.models import Model, build
 from byhand.quantize import quantize
-from byhand.sampling.look import survey
+from byhand.sampling.look import topk_lse
 from byhand.weights import DTYPES
 from tests.checkpoints import CONFIGS, tiny
 
@@ -246,28 +246,28 @@ def test_an_arena_hands_out_apart_and_again() -> None:
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_a_survey_is_the_samplers_own(vocab: int, k: int) -> None:
     logits = (torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 12).round() / 4  # many ties
-    [found], plain = Cpu().surveys(logits[None], [k]), survey(logits.numpy(), k)
+    [found], plain = Cpu().topk_lse(logits[None], [k]), topk_lse(logits.numpy(), k)
     assert found is not None
     assert found[:2] == plain[:2]
     assert found[2:] == pytest.approx(plain[2:], rel=2e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_survey_of_what_is_no_number_is_left_to_the_sampler(bad: float) -> None:
+def test_a_row_of_what_is_no_number_is_left_to_the_sampler(bad: float) -> None:
     logits = torch.randn(100)
     logits[77] = bad
-    assert Cpu().surveys(logits[None], [5]) == [None]
+    assert Cpu().topk_lse(logits[None], [5]) == [None]
 
 
-def test_rows_surveyed_together_give_the_bits_of_each_alone() -> None:
+def test_rows_read_together_give_the_bits_of_each_alone() -> None:
     kernels = Cpu(threads=2)
     logits = torch.randn(9, 20_011, generator=torch.Generator().manual_seed(4)) * 5
     logits[3, 20_010] = float("nan")
     counts = [10, 1, 64, 10, 65, 20_011, 7, 30_000, 10]  # the fourth has no number, and three ask for too many
-    together = kernels.surveys(logits, counts)
+    together = kernels.topk_lse(logits, counts)
     assert [found is not None for found in together] == [True, True, True, False, False, False, True, False, True]
     for row, k, found in zip(logits, counts, together, strict=True):
-        [alone] = kernels.surveys(row[None], [k])
+        [alone] = kernels.topk_lse(row[None], [k])
         assert found == alone
 
 

@@ -1,4 +1,4 @@
-"""The rows of logits that tokens are chosen from: surveyed together, counted as asked, and no longer held than used."""
+"""The rows of logits that tokens are chosen from: read together, counted as asked, and no longer held than used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from byhand.engine.events import Event, Paused, Progress
 from byhand.engine.interactive import InteractiveHandle
 from byhand.engine.sequence import LogitsRow, Sequence
 from byhand.engine.worker import Worker
-from byhand.kernels import Survey
+from byhand.kernels import TopkLse
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5], [3, 5, 8, 9, 7, 9]]
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=8, ignore_eos=True)
@@ -42,23 +42,23 @@ def is_alone(row: LogitsRow | None) -> bool:
     return row.logits.untyped_storage().nbytes() == row.logits.nbytes
 
 
-def no_surveys(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
+def no_kernel(logits: torch.Tensor, counts: list[int]) -> list[TopkLse | None]:
     return [None] * len(counts)
 
 
-# Surveys.
+# The best few.
 
 
 def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     states, calls = opened(llm), []
     states[1].settings = llm.engine.check(states[1].params.replace(logprobs=20))
-    given = llm.model.kernels.surveys
+    given = llm.model.kernels.topk_lse
 
-    def counted(logits: torch.Tensor, counts: list[int]) -> list[Survey | None]:
+    def counted(logits: torch.Tensor, counts: list[int]) -> list[TopkLse | None]:
         calls.append(list(counts))
         return given(logits, counts)
 
-    monkeypatch.setattr(llm.model.kernels, "surveys", counted)
+    monkeypatch.setattr(llm.model.kernels, "topk_lse", counted)
     for _ in range(4):
         llm.driver.loop.step()
     assert calls == [[10, 20, 10]] * 4
@@ -68,7 +68,7 @@ def test_the_rows_of_a_step_are_surveyed_in_one_call(llm: LLM, monkeypatch: pyte
 @pytest.mark.parametrize("params", [SAMPLED, SamplingParams(max_tokens=8, logprobs=70), SAMPLED.replace(logprobs=30)])
 def test_surveys_change_no_choice(llm: LLM, params: SamplingParams, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = steps_of(llm, params)
-    monkeypatch.setattr(llm.model.kernels, "surveys", no_surveys)
+    monkeypatch.setattr(llm.model.kernels, "topk_lse", no_kernel)
     for quick, slow in zip(fast, steps_of(llm, params), strict=True):
         assert (quick.token, quick.rank, quick.text) == (slow.token, slow.rank, slow.text)
         assert [each.token for each in quick.top] == [each.token for each in slow.top]

@@ -13,7 +13,7 @@ from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache, LayerSpec
 from byhand.formats import quantized_formats
 from byhand.kernels.cpu import Cpu
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
-from byhand.sampling.look import survey
+from byhand.sampling.look import topk_lse
 from byhand.weights import DTYPES
 from tests.test_kernels import HEADS, KV_HEADS, OPTIONS, close, direct, exact, make_weight, ragged
 
@@ -105,9 +105,9 @@ def test_norms_and_curves() -> None:
 
 
 def test_surveys() -> None:
-    for kernels, k, vocab, _ in shapes("surveys", 40, 64, 60_000, 1):
+    for kernels, k, vocab, _ in shapes("topk_lse", 40, 64, 60_000, 1):
         logits = torch.randn(max(vocab, k + 1)) * 5
-        [found], (ids, values, mass, moment) = kernels.surveys(logits[None], [k]), survey(logits.numpy(), k)
+        [found], (ids, values, mass, moment) = kernels.topk_lse(logits[None], [k]), topk_lse(logits.numpy(), k)
         assert found is not None
         assert found[:2] == (ids, values)
         # Both are sums over all but the best: beside the whole mass, which is at least one.

@@ -25,7 +25,7 @@ class Sampler:
             (position < sequence.prompt_length and sequence.read_prompt) or sequence.settings.best
             for sequence, position in wanted
         ]
-        return list(map(LogitsRow, logits.unbind(), self._model.kernels.surveys(logits, counts)))
+        return list(map(LogitsRow, logits.unbind(), self._model.kernels.topk_lse(logits, counts)))
 
     def choose(self, sequence: Sequence, row: LogitsRow, position: int, forced: int | None) -> Choice:
         """Apply the sequence's chain and dice to the logits that stand before `position`."""
@@ -40,10 +40,10 @@ class Sampler:
             seed=sequence.settings.params.seed or 0,
             forced=forced,
             grammars=self._grammars,
-            found=row.survey(sequence.settings.best, self._model.kernels.surveys),
+            found=row.topk_lse(sequence.settings.best, self._model.kernels.topk_lse),
         )
 
     def look(self, row: LogitsRow, top: int, follows: int | None) -> Look:
         """The best `top` of a row, and where the token that follows stands among them."""
-        [found] = look(row.logits[None], top, [follows], [row.survey(top, self._model.kernels.surveys)])
+        [found] = look(row.logits[None], top, [follows], [row.topk_lse(top, self._model.kernels.topk_lse)])
         return found

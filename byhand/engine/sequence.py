@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from byhand.sampling.chain import Settings
-    from byhand.sampling.look import Survey, Surveyor
+    from byhand.sampling.look import TopkLse, TopkLseKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,15 @@ class RecentRows:
 
 @dataclass(slots=True, eq=False)
 class LogitsRow:
-    """A row of logits (vocab,) float32, and what a kernel's survey found in it. The numbers never change."""
+    """A row of logits (vocab,) float32, and what the kernel `topk_lse` found in it. The numbers never change."""
 
     logits: torch.Tensor
-    found: Survey | None = None
+    found: TopkLse | None = None
 
-    def survey(self, k: int, surveyor: Surveyor) -> Survey | None:
+    def topk_lse(self, k: int, kernel: TopkLseKernel) -> TopkLse | None:
         """What it says of its best k; made again where that was another number."""
         if self.found is None or len(self.found[0]) != k:
-            [self.found] = surveyor(self.logits[None], [k])
+            [self.found] = kernel(self.logits[None], [k])
         return self.found
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Of a row of logits: the best k ids, falling, and their logits; and over all others the sums of
 # w = exp(logit - highest) and of w · (logit - highest), in float64.
-Survey = tuple[list[int], list[float], float, float]
+TopkLse = tuple[list[int], list[float], float, float]
 
 
 class Kernels(Protocol):
@@ -61,7 +61,7 @@ class Kernels(Protocol):
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""
 
-    def surveys(self, logits: Tensor, counts: Sequence[int]) -> list[Survey | None]:
+    def topk_lse(self, logits: Tensor, counts: Sequence[int]) -> list[TopkLse | None]:
         """What each row of logits (rows, vocab) says of its best k, or None where the sampler's own way is as good."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -16,7 +16,7 @@ from byhand.sampling import stages
 from byhand.sampling.constraints import Grammars
 from byhand.sampling.dice import draw, throw
 from byhand.sampling.fields import plain
-from byhand.sampling.look import Row, Scored, Survey, measure, vector
+from byhand.sampling.look import Row, Scored, TopkLse, measure, vector
 from byhand.sampling.options import StageFunction
 from byhand.sampling.order import Logits, survivors
 from byhand.sampling.params import CONSTRAINTS, SamplingParams, fields_table, stage_name
@@ -199,13 +199,13 @@ def choose(
     forced: int | None = None,
     top: int = TOP,
     grammars: Grammars | None = None,
-    found: Survey | None = None,
+    found: TopkLse | None = None,
 ) -> Choice:
     """Choose the token at `position` from raw logits (vocab,), and keep everything there is to know about it.
 
     `ids` are prompt and continuation so far. `forced` names the token instead: the chain still shows what it would
     have made of it, and no dice are thrown. Equal arguments give equal choices: nothing is remembered between calls.
-    `found` is what a kernel's survey says of the `settings.best` and the mass of the rest.
+    `found` is what the kernel `topk_lse` says of the `settings.best` and the mass of the rest.
     """
     values = vector(logits)
     if forced is not None and not 0 <= forced < len(values):

@@ -28,8 +28,8 @@ class Scored(NamedTuple):
 # The best k ids, falling, ties by the lower id, and their logits; and over all other tokens the sums of
 # w = exp(logit - highest) and of w · (logit - highest). A backend's kernel makes one of each row of (rows, vocab) and
 # its k, or None where it cannot.
-Survey = tuple[list[int], list[float], float, float]
-Surveyor = Callable[[torch.Tensor, Sequence[int]], list[Survey | None]]
+TopkLse = tuple[list[int], list[float], float, float]
+TopkLseKernel = Callable[[torch.Tensor, Sequence[int]], list[TopkLse | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _check_finite(logits: Logits, peak: float) -> None:
         )
 
 
-def survey(logits: Logits, k: int) -> Survey:
+def topk_lse(logits: Logits, k: int) -> TopkLse:
     """The best k of finite logits, and the mass and the moment of the others: the plain way."""
     peak = float(logits.max())
     _check_finite(logits, peak)
@@ -95,9 +95,9 @@ def survey(logits: Logits, k: int) -> Survey:
     return top.tolist(), logits[top].tolist(), *exp_moments(others, peak)
 
 
-def measure(logits: Logits, k: int, found: Survey | None = None) -> Row:
-    """Measure a row of finite logits; `k` tokens make the top. `found`: its survey, if a kernel made one."""
-    ids, values, tail, tail_moment = found or survey(logits, k)
+def measure(logits: Logits, k: int, found: TopkLse | None = None) -> Row:
+    """Measure a row of finite logits; `k` tokens make the top. `found`: what a kernel told of it."""
+    ids, values, tail, tail_moment = found or topk_lse(logits, k)
     peak = values[0]
     # Without numpy, which for ten numbers costs ten times as much as they do.
     distances = [value - peak for value in values]
@@ -122,7 +122,7 @@ def scored(row: Row, token: int, rank: int) -> Scored:
     return Scored(token, logprob, rank, exp(logprob))
 
 
-def _look_at_row(logits: Logits, k: int, actual: int | None, found: Survey | None) -> Look:
+def _look_at_row(logits: Logits, k: int, actual: int | None, found: TopkLse | None) -> Look:
     row = measure(logits, k, found)
     top = tuple(scored(row, token, rank) for rank, token in enumerate(row.top_ids, 1))
     follows = None if actual is None else scored(row, actual, row.rank(actual))
@@ -133,15 +133,15 @@ def look(
     logits: torch.Tensor,
     k: int = 10,
     actual_ids: Sequence[int | None] | None = None,
-    surveys: Sequence[Survey | None] | None = None,
+    found: Sequence[TopkLse | None] | None = None,
 ) -> list[Look]:
     """Look at every row of (rows, vocab): the same numbers as `choose` gives, without a chain.
 
-    `actual_ids` names the token that really follows each row, None where none does; `surveys` are what a kernel found.
+    `actual_ids` names the token that really follows each row, None where none does; `found` is what a kernel told.
     Rows are taken one by one: each is a few passes over memory that stays in the processor's cache, and gives the
     same bits in any batch.
     """
     rows = logits.detach().to("cpu", torch.float32)
     nothing = [None] * len(rows)
-    lines = zip(rows, actual_ids or nothing, surveys or nothing, strict=True)
+    lines = zip(rows, actual_ids or nothing, found or nothing, strict=True)
     return [_look_at_row(row.numpy(), k, actual, found) for row, actual, found in lines]

@@ -17,7 +17,7 @@ from torch import Tensor
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.formats import Weight
-from byhand.kernels import Survey, reference
+from byhand.kernels import TopkLse, reference
 from byhand.kernels.cpu.calls import CAPTURED_ROWS, MANY_QUERIES, Calls, bits
 from byhand.kernels.cpu.columns import in_bfloat16
 from byhand.kernels.cpu.expected import many_rows
@@ -236,7 +236,7 @@ class Cpu(Calls):
         self._run(place, threads, ids.data_ptr(), rows, matrix.numbers, matrix.scales, matrix.inner, y.data_ptr())
         return y
 
-    def surveys(self, logits: Tensor, counts: Sequence[int]) -> list[Survey | None]:
+    def topk_lse(self, logits: Tensor, counts: Sequence[int]) -> list[TopkLse | None]:
         """The best so many of each row of logits (rows, vocab) and the mass of the others; None where they are many."""
         rows, vocab = logits.shape
         able = array("q", [k if k <= MANY_BEST and k < vocab else 0 for k in counts])
@@ -247,8 +247,8 @@ class Cpu(Calls):
         results = array("d", bytes(24 * rows))
         places = [numbers.buffer_info()[0] for numbers in (values, ids, results)]
         threads = self._threads_for(rows * vocab) if rows > 1 else 1
-        self._run("survey", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *places, shares=rows)
-        found: list[Survey | None] = []
+        self._run("topk_lse", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *places, shares=rows)
+        found: list[TopkLse | None] = []
         for row, k in enumerate(counts):
             is_finite, mass, moment = results[3 * row : 3 * row + 3]
             best = slice(most * row, most * row + k)

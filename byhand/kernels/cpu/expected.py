@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from byhand.kernels.cpu.places import Matrix
 from byhand.kernels.native.panels import WIDE
 
-ALWAYS = ("run_list", "survey")
+ALWAYS = ("run_list", "topk_lse")
 # What only passes of many rows call is loaded when the first of them comes.
 _FOR_MANY_ROWS = ("linear_many_", "gated_many_", "pack_")
 

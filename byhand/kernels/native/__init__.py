@@ -12,7 +12,7 @@ from typing import Any
 
 from byhand.formats import float_formats, formats
 from byhand.kernels.native import attention as attention_page
-from byhand.kernels.native import chunks, codes, llvm, panels, products, rows, survey, team, tiles, vectors
+from byhand.kernels.native import chunks, codes, llvm, panels, products, rows, team, tiles, topk_lse, vectors
 from byhand.kernels.native.compiled import Kernel, cache_folder, specialise
 
 FLOATS = float_formats()
@@ -130,7 +130,7 @@ def _curve(name: str) -> list[Kernel]:
 
 
 def _rest() -> list[Kernel]:
-    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.round_rows, survey.survey)
+    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.round_rows, topk_lse.topk_lse)
     run_list = Kernel(team.run_list, "void(int64, int64, int64)", parallel=True)
     return [*map(Kernel, (*small, attention_page.gather_rows)), run_list]
 
@@ -149,7 +149,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
         **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
         **{f"{kind}_{name}": (_curve, name) for kind in ("curve", "curve_mul") for name in vectors.CURVES},
-        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "survey"), (_rest,)),
+        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "topk_lse"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
     }
 

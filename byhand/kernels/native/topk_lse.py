@@ -101,7 +101,7 @@ def add_moments(logits, start, stop, peak, results):
     put_double(results + 16, one_double(results + 16) + moment)
 
 
-def survey(at, share):
+def topk_lse(at, share):
     """Arguments: shares, which are rows, their k, logits (rows, size), size, the most k, then for as many of each row:
     values, ids; results.
 
