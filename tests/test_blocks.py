@@ -17,7 +17,7 @@ from byhand.formats import Weight, quantized_formats
 from byhand.kernels import reference
 from byhand.kernels.cpu import MANY_ROWS, Cpu
 from byhand.kernels.cpu.capture import Arena
-from byhand.kernels.cpu.places import Spare
+from byhand.kernels.cpu.operands import Spare
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.models import Model, build
 from byhand.quantize import quantize

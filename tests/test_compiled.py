@@ -222,7 +222,7 @@ def test_what_is_prepared_is_what_a_first_run_calls(
     config: dict[str, Any], form: str, prefill: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(Cpu, "_place_of", lambda self, name: ran.append(name) or calls.Calls._place_of(self, name))
+    monkeypatch.setattr(Cpu, "_address_of", lambda self, name: ran.append(name) or calls.Calls._address_of(self, name))
     checkpoint = open_checkpoint(make_checkpoint(tmp_path, config))
     quantized, dtype = (form, "auto") if form in quantized_formats() else (None, form)
     model = build(checkpoint, kernels := Cpu(prefill=prefill), dtype, quantize=quantized)

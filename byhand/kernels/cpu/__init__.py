@@ -1,6 +1,6 @@
 """The kernels for a processor: Numba's, at the memory's speed for few rows and at the multipliers' for many.
 
-The arithmetic is in `native/`; here tensors become addresses (places.py), and each call goes to what is fastest at
+The arithmetic is in `native/`; here tensors become addresses (operands.py), and each call goes to what is fastest at
 its size: the kernel for few rows or for many, or torch's product. How a call is made, and how all blocks become
 one, is in calls.py and capture.py.
 """
@@ -21,7 +21,7 @@ from byhand.kernels import TopkLse, reference
 from byhand.kernels.cpu.calls import CAPTURED_ROWS, MANY_QUERIES, Calls, bits
 from byhand.kernels.cpu.columns import in_bfloat16
 from byhand.kernels.cpu.expected import many_rows
-from byhand.kernels.cpu.places import Angles, Layer, Matrix, address, row_places, rows_apart
+from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, address, address_and_stride, rows_apart
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
@@ -231,9 +231,9 @@ class Cpu(Calls):
         if any(not 0 <= token < matrix.out for token in ids.tolist()):
             raise IndexError(f"an id is outside 0 to {matrix.out - 1}")
         y = torch.empty(rows, matrix.inner)
-        place = f"embedding_{matrix.format}"
+        name = f"embedding_{matrix.format}"
         threads = self._threads_for(rows * matrix.inner)
-        self._run(place, threads, ids.data_ptr(), rows, matrix.numbers, matrix.scales, matrix.inner, y.data_ptr())
+        self._run(name, threads, ids.data_ptr(), rows, matrix.numbers, matrix.scales, matrix.inner, y.data_ptr())
         return y
 
     def topk_lse(self, logits: Tensor, counts: Sequence[int]) -> list[TopkLse | None]:
@@ -245,9 +245,9 @@ class Cpu(Calls):
             return [None] * rows
         values, ids = array("f", bytes(4 * rows * most)), array("q", bytes(8 * rows * most))
         results = array("d", bytes(24 * rows))
-        places = [numbers.buffer_info()[0] for numbers in (values, ids, results)]
+        addresses = [numbers.buffer_info()[0] for numbers in (values, ids, results)]
         threads = self._threads_for(rows * vocab) if rows > 1 else 1
-        self._run("topk_lse", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *places, shares=rows)
+        self._run("topk_lse", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *addresses, shares=rows)
         found: list[TopkLse | None] = []
         for row, k in enumerate(counts):
             is_finite, mass, moment = results[3 * row : 3 * row + 3]
@@ -348,12 +348,12 @@ class Cpu(Calls):
         return reference.attend(q, k, v, angles, cache, layer, batch, **options)
 
     def _knows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
-        """Lay out the batch and the layer's places if they are new; whether the kernels know the cache's dtype."""
+        """Lay out the batch and the layer's cache if they are new; whether the kernels know the cache's dtype."""
         self._pass.enter(batch)
-        places = self._layers.get((id(cache), layer))
-        if places is None:
-            places = self._layers[id(cache), layer] = Layer(cache, layer)
-        return places.format is not None
+        layer_cache = self._layers.get((id(cache), layer))
+        if layer_cache is None:
+            layer_cache = self._layers[id(cache), layer] = LayerCache(cache, layer)
+        return layer_cache.format is not None
 
     def _attend(
         self,
@@ -371,9 +371,9 @@ class Cpu(Calls):
         slopes: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        places = self._layers[id(cache), layer]
+        layer_cache = self._layers[id(cache), layer]
         rows, size = q.shape
-        heads, head_dim = size // places.head_dim, places.head_dim
+        heads, head_dim = size // layer_cache.head_dim, layer_cache.head_dim
         seen = min(window, self._pass.table[3]) if window else self._pass.table[3]
         # A captured call serves contexts of any length.
         threads = self.threads if self._capture is not None else self._threads_for(rows * seen * size * 2)
@@ -383,17 +383,17 @@ class Cpu(Calls):
         out = self._empty(rows, size)
         if self._pass.most_rows >= MANY_QUERIES:
             is_rounded = self.fast and head_dim % WIDE == 0
-            rest = [f"attend_many_{'rounded_' if is_rounded else ''}{places.format}"]
-            count = threads * many_numbers(heads // places.kv_heads, head_dim)
+            rest = [f"attend_many_{'rounded_' if is_rounded else ''}{layer_cache.format}"]
+            count = threads * many_numbers(heads // layer_cache.kv_heads, head_dim)
         else:
-            rest = [f"attend_parts_{places.format}", "gather_rows"]
+            rest = [f"attend_parts_{layer_cache.format}", "gather_rows"]
             count = (rows + 2 * threads) * heads * (2 + head_dim + PAGE_SIZE)
         work = self._scratch(count + rows * size)
         self._run(
-            [f"place_rows_{places.format}", *rest],
+            [f"write_kv_{layer_cache.format}", *rest],
             threads,
-            *(self._ticket.buffer_info()[0], *row_places(q), *row_places(k), *row_places(v)),
-            *(heads, places.kv_heads, head_dim, places.keys, places.values),
+            *(self._ticket.buffer_info()[0], *address_and_stride(q), *address_and_stride(k), *address_and_stride(v)),
+            *(heads, layer_cache.kv_heads, head_dim, layer_cache.keys, layer_cache.values),
             *(window or 0, bits(scale), bits(softcap or 0.0), address(slopes), address(sinks)),
             *(work, work + 4 * count, out.data_ptr(), self._pass.at),
         )

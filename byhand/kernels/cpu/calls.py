@@ -19,7 +19,7 @@ from byhand.formats import Weight
 from byhand.kernels import native, reference
 from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.capture import Arena, Block, Capture, merge
-from byhand.kernels.cpu.places import Angles, Layer, Matrix, Pass, Spare, contiguous_angles
+from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, Pass, Spare, contiguous_angles
 from byhand.kernels.native.compiling import compile_kernels
 from byhand.weights import FORMATS
 
@@ -53,7 +53,7 @@ class Calls:
         self._expected: set[str] = set()  # kernels that layers have told of
         self._ready: set[str] = set()  # kernels that need not be compiled any more
         self._matrices: dict[int, Matrix] = {}
-        self._layers: dict[tuple[int, int], Layer] = {}
+        self._layers: dict[tuple[int, int], LayerCache] = {}
         self._ticket = array("q", [0])
         self._work = torch.empty(0)
         self._spare = Spare()
@@ -86,7 +86,7 @@ class Calls:
         """Have the machine code at hand, compiled now if it never was."""
         with without_collector():
             for name in names:
-                self._place_of(name)
+                self._address_of(name)
 
     def _compile(self, names: Sequence[str]) -> None:
         """Compile those that the cache lacks, and say so."""
@@ -97,13 +97,13 @@ class Calls:
             compile_kernels(missing, self._note)
         self._ready.update(names)
 
-    def _place_of(self, name: str) -> int:
-        place = self._machine_code.get(name)
-        if place is None:
+    def _address_of(self, name: str) -> int:
+        address = self._machine_code.get(name)
+        if address is None:
             self._compile([name])  # what no layer has told of is made when one asks for it
             with without_collector():
-                place = self._machine_code[name] = native.kernel(name).address
-        return place
+                address = self._machine_code[name] = native.kernel(name).address
+        return address
 
     def _start(self, at: int, count: int, threads: int) -> None:
         """Run a list of kernels."""
@@ -120,10 +120,10 @@ class Calls:
         entries = array("q")
         names = (names,) if isinstance(names, str) else names
         for name in names:
-            place = self._place_of(name)
-            entries.extend((place, table.buffer_info()[0], shares, 0, 0))
+            address = self._address_of(name)
+            entries.extend((address, table.buffer_info()[0], shares, 0, 0))
             if self._capture is not None:
-                self._capture.add(name, place, table, threads)
+                self._capture.add(name, address, table, threads)
         self._start(entries.buffer_info()[0], len(names), threads)
 
     def _matrix(self, weight: Weight) -> Matrix:

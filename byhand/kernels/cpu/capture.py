@@ -80,10 +80,10 @@ class Capture:
         if x.data_ptr() != self.x.data_ptr() and not self.arena.holds(x):
             self.is_whole = False
 
-    def add(self, name: str, place: int, table: array[int], threads: int) -> None:
+    def add(self, name: str, address: int, table: array[int], threads: int) -> None:
         """Note a call."""
         self.names.append(name)
-        self.entries.extend((place, table.buffer_info()[0], table[0], 0, 0))
+        self.entries.extend((address, table.buffer_info()[0], table[0], 0, 0))
         self.kept.append(table)
         self.threads = max(self.threads, threads)
 

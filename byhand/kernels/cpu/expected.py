@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from byhand.kernels.cpu.places import Matrix
+from byhand.kernels.cpu.operands import Matrix
 from byhand.kernels.native.panels import WIDE
 
 ALWAYS = ("run_list", "topk_lse")
@@ -40,7 +40,7 @@ def of_layer(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
 def of_attention(head_dims: Iterable[int], cached: str, *, fast: bool) -> set[str]:
     """What attention calls for heads of these sizes."""
     many = {f"attend_many_{'rounded_' if fast and size % WIDE == 0 else ''}{cached}" for size in head_dims}
-    return {f"place_rows_{cached}", f"attend_parts_{cached}", "gather_rows", *many}
+    return {f"write_kv_{cached}", f"attend_parts_{cached}", "gather_rows", *many}
 
 
 def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:

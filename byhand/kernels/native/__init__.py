@@ -99,7 +99,7 @@ def _attention(name: str) -> list[Kernel]:
         **{f"{count}_heads": tiles.tile(form, 4, rows) for rows, count in enumerate(counts, 1)},
         "one_head": tiles.tile(form, 4, 1),
     }
-    made = [page.place_rows, page.attend_parts]
+    made = [page.write_kv, page.attend_parts]
     scope = specialise([*templates, *made], names, name)
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
 
@@ -145,7 +145,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"{kind}_many_{form}": (_many, form, "exact") for kind in ("linear", "gated") for form in FORMATS},
         **{f"{kind}_many_rounded_{form}": (_many, form, "rounded") for kind in ("linear", "gated") for form in FORMATS},
         **{f"pack_{form}": (_packing, form) for form in ("float32", "bfloat16")},
-        **{f"{kind}_{form}": (_attention, form) for kind in ("place_rows", "attend_parts") for form in FLOATS},
+        **{f"{kind}_{form}": (_attention, form) for kind in ("write_kv", "attend_parts") for form in FLOATS},
         **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
         **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
         **{f"{kind}_{name}": (_curve, name) for kind in ("curve", "curve_mul") for name in vectors.CURVES},

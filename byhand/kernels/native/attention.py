@@ -278,7 +278,7 @@ def write_keys(at, here, row, work):
     write_row(v + row * argument(at, 7), argument(at, 12) + place, size)
 
 
-def place_rows(at, share):
+def write_kv(at, share):
     """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
     Arguments of all three: shares, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads, head_dim,

@@ -198,7 +198,7 @@ def attend_rows(at, line, first_row, count, kv_head, work):
 def attend_many(at, share):
     """Attention of every row, task by task until there are none, the long ones of a run first.
 
-    Arguments as place_rows has them; `work` holds `many_numbers` for each share. The pass has its runs (runs, 4) at its
+    Arguments as write_kv has them; `work` holds `many_numbers` for each share. The pass has its runs (runs, 4) at its
     table's end: first row, rows, address of the pages, context.
     """
     here, heads, kv_heads, head_dim = argument(at, 21), argument(at, 8), argument(at, 9), argument(at, 10)

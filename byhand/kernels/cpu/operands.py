@@ -1,4 +1,4 @@
-"""Where things lie: weights, caches and batches as the kernels take them, in addresses, strides and counts."""
+"""What kernels work on: weights, caches and batches as they take them, in addresses, strides and counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def row_places(x: Tensor | None) -> tuple[int, int]:
+def address_and_stride(x: Tensor | None) -> tuple[int, int]:
     """The address of x's first row, and the bytes from row to row."""
     if x is None:
         return 0, 0
@@ -54,13 +54,13 @@ class Spare:
     def take(self, *shape: int) -> Tensor:
         """An uninitialised float32 tensor of this shape, which shares its memory with none that is alive."""
         count, arrays = prod(shape), self._arrays
-        free = [place for place in range(len(arrays)) if sys.getrefcount(arrays[place]) == self._alone]
-        fitting = [place for place in free if count <= arrays[place].size <= 2 * count]
+        free = [index for index in range(len(arrays)) if sys.getrefcount(arrays[index]) == self._alone]
+        fitting = [index for index in free if count <= arrays[index].size <= 2 * count]
         if fitting:
-            array = arrays[min(fitting, key=lambda place: arrays[place].size)]
+            array = arrays[min(fitting, key=lambda index: arrays[index].size)]
         else:
             if sum(array.size for array in arrays) + count > self.MOST:
-                self._arrays = [array for place, array in enumerate(arrays) if place not in free]
+                self._arrays = [array for index, array in enumerate(arrays) if index not in free]
             array = np.empty(count, np.float32)
             self._arrays.append(array)
         return torch.from_numpy(array)[:count].view(shape)
@@ -95,7 +95,7 @@ class Matrix:
         return -(-self.out // WIDE)
 
 
-class Layer:
+class LayerCache:
     """One layer's pages as attention takes them."""
 
     __slots__ = ("cache", "format", "head_dim", "keys", "kv_heads", "values")
@@ -128,14 +128,14 @@ class Pass:
             return
         self.batch, starts = batch, batch.query_starts
         self._pages = array("q", [page for table in batch.page_tables for page in table] or [0])
-        plan, runs, place = array("q"), array("q"), self._pages.buffer_info()[0]
+        plan, runs, pages = array("q"), array("q"), self._pages.buffer_info()[0]
         for run, (context, table) in enumerate(zip(batch.context_lens, batch.page_tables, strict=True)):
             rows = starts[run + 1] - starts[run]
-            runs.extend((starts[run], rows, place, context))
+            runs.extend((starts[run], rows, pages, context))
             for position in range(context - rows, context):
                 plan.append(position)
-                plan.append(place)
-            place += 8 * len(table)
+                plan.append(pages)
+            pages += 8 * len(table)
         self._plan, self._runs = plan, runs
         self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
         self.table[0], self.table[1] = len(plan) // 2, batch.slots.data_ptr()
