@@ -46,13 +46,16 @@ def _compiled() -> dict[str, Pattern]:
 
 
 class Probe:
-    """Holds a large array; every measurement reads all of it, one share a thread."""
+    """Holds a large array; every measurement reads all of it, one partition a thread."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.numbers = np.ones(NUMBERS, dtype=np.float32)
-        self.shares = np.array_split(self.numbers, threads)
-        self.patterns: dict[str, Pattern] = {"dot product": lambda share: float(np.dot(share, share)), **_compiled()}
+        self.partitions = np.array_split(self.numbers, threads)
+        self.patterns: dict[str, Pattern] = {
+            "dot product": lambda part: float(np.dot(part, part)),
+            **_compiled(),
+        }
         for pattern in self.patterns.values():
             pattern(self.numbers[:8192])
 
@@ -65,11 +68,11 @@ class Probe:
         """One reading by all threads, from the moment they start together."""
         ready = Barrier(self.threads + 1)
 
-        def work(share: Any) -> None:
+        def work(partition: Any) -> None:
             ready.wait()
-            pattern(share)
+            pattern(partition)
 
-        threads = [Thread(target=work, args=(share,)) for share in self.shares]
+        threads = [Thread(target=work, args=(partition,)) for partition in self.partitions]
         for thread in threads:
             thread.start()
         ready.wait()

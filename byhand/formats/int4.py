@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 HIGHEST = 15
-# A group's ends are tried at these shares: to clip its few largest numbers can serve the many others better.
-SHARES = (1.0, 0.9)
+# A group's ends are tried at these fractions: to clip its few largest numbers can serve the many others better.
+CLIPPING = (1.0, 0.9)
 
 
 class Int4(GroupedFormat):
@@ -32,8 +32,8 @@ class Int4(GroupedFormat):
         """code · scale + offset."""
         import torch
 
-        pairs, lines = (tensor[rows] for tensor in weight.tensors)
-        scales, offsets = lines.float().view(len(lines), -1, 2, 1).unbind(2)  # (rows, groups, 1) each
+        pairs, affines = (tensor[rows] for tensor in weight.tensors)
+        scales, offsets = affines.float().view(len(affines), -1, 2, 1).unbind(2)  # (rows, groups, 1) each
         pairs = pairs.view(len(pairs), scales.shape[1], -1)
         groups = torch.cat((pairs & 15, pairs >> 4), dim=-1).float()  # (rows, groups, 32)
         return (groups * scales + offsets).flatten(1)[:, : weight.shape[1]]
@@ -45,7 +45,7 @@ class Int4(GroupedFormat):
             "block_bytes": GROUP // 2,
             "load": llvm.load_int4,
             "scale_bytes": 4,
-            "load_scale": llvm.load_line,
+            "load_scale": llvm.load_affine,
             "load_scaled": llvm.load_int4_by_book if llvm.HAS_CODE_BOOKS else None,
             "unroll": 4,
             "in_whole_numbers": True,
@@ -56,9 +56,9 @@ class Int4(GroupedFormat):
         import torch
 
         low, high = groups.amin(0, keepdim=True), groups.amax(0, keepdim=True)
-        best = _fit_line(groups, low, high)
-        for below, above in list(product(SHARES, SHARES))[1:]:
-            tried = _fit_line(groups, low * below, high * above)
+        best = _fit_affine(groups, low, high)
+        for below, above in list(product(CLIPPING, CLIPPING))[1:]:
+            tried = _fit_affine(groups, low * below, high * above)
             better = tried[-1] < best[-1]
             best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))
         codes, scales, offsets, _ = best
@@ -72,11 +72,11 @@ class Int4(GroupedFormat):
         return (small[: GROUP // 2] | small[GROUP // 2 :] << 4).T
 
 
-def _fit_line(groups: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _fit_affine(groups: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Codes, scales, offsets and squared errors, when the first code is about `low` and the last about `high`.
 
-    The line from code to number is then moved to where it fits those codes best (least squares), and rounded to
-    bfloat16; the codes are found again for that line.
+    The affine map from code to number is then moved to where it fits those codes best (least squares), and rounded to
+    bfloat16; the codes are found again for that map.
     """
     import torch
 

@@ -77,7 +77,7 @@ class Kernels(Protocol):
         """max(x, 0)."""
 
     def gelu(self, x: Tensor) -> Tensor:
-        """x times the normal distribution's share below x, by erf."""
+        """x times the normal distribution function at x, by erf."""
 
     def gelu_tanh(self, x: Tensor) -> Tensor:
         """The approximation of gelu by tanh that GPT-2 was trained with."""
@@ -108,7 +108,7 @@ class Kernels(Protocol):
 
         `window`: only the last `window` keys, the query's own included. `softcap`: scores become
         softcap · tanh(score / softcap). `slopes` (heads,): ALiBi, slope · (key position − query position) is added.
-        `sinks` (heads,): one more score per head that takes its share of the softmax and gives no value.
+        `sinks` (heads,): one more score per head that takes its part of the softmax and gives no value.
         """
 
     def attend(

@@ -112,7 +112,7 @@ def relu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """x times the normal distribution's share below x, by erf. arXiv:1606.08415."""
+    """x times the normal distribution function at x, by erf. arXiv:1606.08415."""
     return functional.gelu(x)
 
 
@@ -142,7 +142,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def _probabilities(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
     if sinks is None:
         return scores.softmax(-1)
-    # The sink is one more key that every query sees; its share is dropped, so the rest sums to less than one.
+    # The sink is one more key that every query sees; its weight is dropped, so the rest sums to less than one.
     column = sinks.view(*scores.shape[:2], 1, 1).expand(*scores.shape[:-1], 1)
     return torch.cat((scores, column), dim=-1).softmax(-1)[..., :-1]
 

@@ -122,9 +122,9 @@ class Cpu(Calls):
         matrices = [matrix for matrix, _, _ in parts]
         if are_turned(matrices, rows):
             rounded, packed = self._packed(x, first)
-            shares = sum(matrix.tiles for matrix in matrices)
+            partitions = sum(matrix.tiles for matrix in matrices)
             numbers = (packed, rows, first.inner, address(residual), *arguments)
-            self._run(many_rows("linear", first.format, rounded=rounded), self.threads, *numbers, shares=shares)
+            self._run(many_rows("linear", first.format, rounded=rounded), self.threads, *numbers, partitions=partitions)
             return
         form, x, row_bytes = self._activations(x, first)
         threads = self._threads_for(rows * first.inner * sum(matrix.out for matrix in matrices))
@@ -157,7 +157,7 @@ class Cpu(Calls):
         if not self._is_fast(matrix, rows) or matrix.format != "bfloat16":
             return matrix.format, x, 4 * inner
         count = rows * inner
-        rounded = self._empty((count + 1) // 2)  # two in the place of one
+        rounded = self._empty((count + 1) // 2)  # two as large as one
         self._run("round_rows", self._threads_for(count), x.data_ptr(), rounded.data_ptr(), count)
         return "rounded", rounded, 2 * inner
 
@@ -202,7 +202,7 @@ class Cpu(Calls):
                 for number in (matrix.numbers, matrix.scales, address(bias))
             ]
             numbers = (packed, rows, first.inner, first.out, *weights, y.data_ptr())
-            self._run(many_rows("gated", first.format, rounded=rounded), self.threads, *numbers, shares=first.tiles)
+            self._run(many_rows("gated", first.format, rounded=rounded), self.threads, *numbers, partitions=first.tiles)
             return y
         form, x, row_bytes = self._activations(x, first)
         self._run(
@@ -247,7 +247,9 @@ class Cpu(Calls):
         results = array("d", bytes(24 * rows))
         addresses = [numbers.buffer_info()[0] for numbers in (values, ids, results)]
         threads = self._threads_for(rows * vocab) if rows > 1 else 1
-        self._run("topk_lse", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *addresses, shares=rows)
+        self._run(
+            "topk_lse", threads, able.buffer_info()[0], logits.data_ptr(), vocab, most, *addresses, partitions=rows
+        )
         found: list[TopkLse | None] = []
         for row, k in enumerate(counts):
             is_finite, mass, moment = results[3 * row : 3 * row + 3]
@@ -283,7 +285,7 @@ class Cpu(Calls):
         return self._curve("relu", x)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """x times the normal distribution's share below x."""
+        """x times the normal distribution function at x."""
         return self._curve("gelu", x)
 
     def gelu_tanh(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How kernels are called: their tables and shares, the memory they write to, and blocks that run as one call."""
+"""How kernels are called: their tables and partitions, the memory they write to, and blocks that run as one call."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Calls:
     def __init__(self, threads: int | None, note: Callable[[str], None] | None, fuse: bool, *, fast: bool) -> None:
         self.threads = threads or torch.get_num_threads()
         self.fuse, self.fast = fuse, fast
-        self._note: Callable[[str], None] = note or (lambda line: None)
+        self._note: Callable[[str], None] = note or (lambda message: None)
         self._run_list: Callable[[int, int, int], None] | None = None
         self._machine_code: dict[str, int] = {}
         self._expected: set[str] = set()  # kernels that layers have told of
@@ -113,15 +113,15 @@ class Calls:
         with _ONE_AT_A_TIME:
             self._run_list(at, count, threads)
 
-    def _run(self, names: str | Sequence[str], threads: int, *numbers: int, shares: int = 0) -> None:
-        """Run kernels one after another over one table of arguments, in so many shares each, else one for a thread."""
-        shares = shares or threads
-        table = array("q", (shares, *numbers))
+    def _run(self, names: str | Sequence[str], threads: int, *numbers: int, partitions: int = 0) -> None:
+        """Run kernels one after another over one table of arguments, each in so many partitions, or one a thread."""
+        partitions = partitions or threads
+        table = array("q", (partitions, *numbers))
         entries = array("q")
         names = (names,) if isinstance(names, str) else names
         for name in names:
             address = self._address_of(name)
-            entries.extend((address, table.buffer_info()[0], shares, 0, 0))
+            entries.extend((address, table.buffer_info()[0], partitions, 0, 0))
             if self._capture is not None:
                 self._capture.add(name, address, table, threads)
         self._start(entries.buffer_info()[0], len(names), threads)

@@ -25,7 +25,7 @@ from byhand.kernels.native.team import ENTRY
 # Numbers in a piece of an arena, at least: 1 MiB of float32.
 PIECE = 2**18
 # Numbers to which the parts of an arena are rounded up, so that each begins a line of the processor's cache.
-LINE = 16
+CACHE_LINE = 16
 
 
 class Arena:
@@ -49,7 +49,7 @@ class Arena:
             piece = self._pieces[self._piece]
             if self._used + count <= piece.numel():
                 start = self._used
-                self._used += -(-count // LINE) * LINE
+                self._used += -(-count // CACHE_LINE) * CACHE_LINE
                 return piece[start : start + count].view(shape)
             self._piece, self._used = self._piece + 1, 0
 

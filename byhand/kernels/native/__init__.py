@@ -21,7 +21,7 @@ FORMATS = tuple(formats())
 
 _PRODUCTS = [
     products.add_tails, products.multiply_one, products.multiply_eight, products.multiply_few, products.multiply_rows,
-    products.share_of, products.linear, products.gated,
+    products.multiply_partition, products.linear, products.gated,
 ]  # fmt: skip
 _PANELS = [panels.mix_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
 
@@ -43,7 +43,7 @@ def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
 
 def _products(name: str) -> list[Kernel]:
     form = tiles.FORMATS[name]
-    templates = [*_PRODUCTS, products.embedding, products.add_rows, products.columns_share, products.linear_columns]
+    templates = [*_PRODUCTS, products.embedding, products.add_rows, products.columns_partition, products.linear_columns]
     names = {
         **_tiles(form, form.unroll),
         "BYTES": vectors.SIZES.get(name, 1),

@@ -6,7 +6,7 @@ threads, whose sums are put together at the end (as in Flash-Decoding). A thread
 next, so memory is read in order and grouped heads share it.
 
 Templates, made for each dtype of the cache: BYTES … mix_narrow are that dtype's. Numbers are addresses and counts
-(int64), or float32; q and out are (rows, heads, head_dim) float32. The kernels stand at the end, each in shares.
+(int64), or float32; q and out are (rows, heads, head_dim) float32. The kernels stand at the end, each in partitions.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def write_row(x, cache, count):
 
 
 @inlined
-def fetch_tokens(place, stride, size, first, last):
+def fetch_tokens(address, stride, size, first, last):
     """Ask early for one head's part of some tokens of a page."""
     for token in range(first, last):
         for at in range(0, size, 64):
-            fetch_early(place + token * stride + at)
+            fetch_early(address + token * stride + at)
 
 
 def score_some(q, keys, stride, scores, count, head_dim, following):
@@ -138,8 +138,8 @@ def score_some(q, keys, stride, scores, count, head_dim, following):
         for head in range(count):
             number = one_float32(q + 4 * (head * head_dim + at))
             for i in range(PAGE):
-                place = scores + 4 * (PAGE * head + i)
-                put(place, one_float32(place) + number * one(keys + i * stride + BYTES * at))
+                address = scores + 4 * (PAGE * head + i)
+                put(address, one_float32(address) + number * one(keys + i * stride + BYTES * at))
 
 
 def weigh_some(sums, weights, values, stride, first, last, count, head_dim):
@@ -197,13 +197,13 @@ def soften(scores, value, head, first, last, state, sums, head_dim):
     peak = max(before, highest(value))
     weights = decay(value - spread(peak))
     store(scores + 4 * PAGE * head, weights)
-    share = one_float32(state + 8 * head + 4)
+    weight_sum = one_float32(state + 8 * head + 4)
     if peak > before:
         put(state + 8 * head, peak)
         shrink = total(decay(spread(before - peak))) / LANES
-        share *= shrink
+        weight_sum *= shrink
         scale_into(sums, sums, shrink, head_dim)
-    put(state + 8 * head + 4, share + total(weights))
+    put(state + 8 * head + 4, weight_sum + total(weights))
 
 
 def attend_part(
@@ -222,18 +222,18 @@ def attend_part(
         # Two pages ahead, a few tokens of a head at a time: more at once would hold up what is computed beside it.
         following = integer(table + 8 * page + 16) * PAGE * stride if (page + 2) * PAGE < high else start
         for kv_head in range(kv_heads):
-            head, place = kv_head * group, keys + start + kv_head * head_dim * BYTES
+            head, address = kv_head * group, keys + start + kv_head * head_dim * BYTES
             after = keys + following + kv_head * head_dim * BYTES
-            score_some(q + 4 * head * head_dim, place, stride, scores + 4 * PAGE * head, group, head_dim, after)
+            score_some(q + 4 * head * head_dim, address, stride, scores + 4 * PAGE * head, group, head_dim, after)
         for head in range(heads):
             after, number = values + following + head // group * head_dim * BYTES, head % group
             fetch_tokens(after, stride, head_dim * BYTES, PAGE * number // group, PAGE * (number + 1) // group)
             value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
             soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
         for kv_head in range(kv_heads):
-            head, place = kv_head * group, values + start + kv_head * head_dim * BYTES
+            head, address = kv_head * group, values + start + kv_head * head_dim * BYTES
             sums_of, weights = sums + 4 * head * head_dim, scores + 4 * PAGE * head
-            weigh_some(sums_of, weights, place, stride, first, last, group, head_dim)
+            weigh_some(sums_of, weights, address, stride, first, last, group, head_dim)
 
 
 @inlined
@@ -251,47 +251,47 @@ def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
         peak = one_float32(sinks + 4 * head) if sinks != 0 else MINUS_INFINITY
         for part in range(parts):
             peak = max(peak, one_float32(work + part * part_bytes + 8 * head))
-        share = total(decay(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
+        weight_sum = total(decay(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
         target = out + 4 * head * head_dim
         fill(target, 0.0, head_dim)
         for part in range(parts):
             state = work + part * part_bytes + 8 * head
             factor = total(decay(spread(one_float32(state) - peak))) / LANES
-            share += factor * one_float32(state + 4)
+            weight_sum += factor * one_float32(state + 4)
             sums = work + part * part_bytes + 8 * heads + 4 * head * head_dim
             add_scaled(target, sums, factor, head_dim)
-        scale_into(target, target, 1.0 / share, head_dim)
+        scale_into(target, target, 1.0 / weight_sum, head_dim)
 
 
 def write_keys(at, here, row, work):
     """Put a row's keys, rotated if there are angles, and its values into their slot."""
     k, v, kv_heads, head_dim = argument(at, 4), argument(at, 6), argument(at, 9), argument(at, 10)
     cos, sin, size = argument(here, 4), argument(here, 5), kv_heads * head_dim
-    place = integer(argument(here, 1) + 8 * row) * size * BYTES
+    offset = integer(argument(here, 1) + 8 * row) * size * BYTES
     key = k + row * argument(at, 5)
     if cos != 0:
         for head in range(kv_heads):
             first = 4 * head * head_dim
             rotate_into(key + first, cos + 4 * row * head_dim, sin + 4 * row * head_dim, work + first, head_dim)
         key = work
-    write_row(key, argument(at, 11) + place, size)
-    write_row(v + row * argument(at, 7), argument(at, 12) + place, size)
+    write_row(key, argument(at, 11) + offset, size)
+    write_row(v + row * argument(at, 7), argument(at, 12) + offset, size)
 
 
-def write_kv(at, share):
+def write_kv(at, partition):
     """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
-    Arguments of all three: shares, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads, head_dim,
-    keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and the table of the pass: rows, slots,
-    plan, longest context, cos, sin. The plan (rows, 2) is each row's position and the address of its run's pages.
-    `work` holds (rows + 2 · shares) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
+    Arguments of all three: partitions, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads,
+    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and the table of the pass: rows,
+    slots, plan, longest context, cos, sin. The plan (rows, 2) is each row's position and the address of its run's
+    pages. `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
     """
-    shares, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
+    partitions, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
     cos, sin, scale = argument(here, 4), argument(here, 5), fraction(at, 14)
-    if share == 0:
+    if partition == 0:
         put_integer(argument(at, 1), 0)
     rows = argument(here, 0)
-    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
+    for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         turned, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
         if argument(at, 4) != 0:
             write_keys(at, here, row, turned)
@@ -310,28 +310,28 @@ def parts_for(at):
 
     And none so short that putting them together costs more. One row's parts are as many as the threads, and as long.
     """
-    here, shares, window = argument(at, 21), argument(at, 0), argument(at, 13)
+    here, partitions, window = argument(at, 21), argument(at, 0), argument(at, 13)
     rows, seen = argument(here, 0), argument(here, 3)
     if window > 0:
         seen = min(seen, window)
-    wanted = shares if rows == 1 else (2 * shares + rows - 1) // rows
+    wanted = partitions if rows == 1 else (2 * partitions + rows - 1) // rows
     return max(1, min(wanted, seen // 32))
 
 
-def attend_parts(at, share):
+def attend_parts(at, partition):
     """The second: take a row's part until there are none."""
     heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
     here, work, parts = argument(at, 21), argument(at, 18), parts_for(at)
     count, size = argument(here, 0) * parts, heads * head_dim
     part_bytes = 4 * (2 + head_dim) * heads
-    scores = work + count * part_bytes + 4 * PAGE * heads * share
+    scores = work + count * part_bytes + 4 * PAGE * heads * partition
     while True:
         ticket = take_ticket(argument(at, 1), 1)
         if ticket >= count:
             return
         row = ticket // parts
-        line = argument(here, 2) + 16 * row
-        position, table = integer(line), integer(line + 8)
+        entry = argument(here, 2) + 16 * row
+        position, table = integer(entry), integer(entry + 8)
         low = max(0, position + 1 - window) if window > 0 else 0
         low, high = part_of(ticket % parts, parts, low, position + 1)
         state = work + ticket * part_bytes
@@ -342,10 +342,10 @@ def attend_parts(at, share):
         )  # fmt: skip
 
 
-def gather_rows(at, share):
+def gather_rows(at, partition):
     """The last: put each row's parts together."""
     heads, head_dim, work, parts = argument(at, 8), argument(at, 10), argument(at, 18), parts_for(at)
     part_bytes = 4 * (2 + head_dim) * heads
-    for row in range(share, argument(argument(at, 21), 0), argument(at, 0)):
+    for row in range(partition, argument(argument(at, 21), 0), argument(at, 0)):
         out = argument(at, 20) + 4 * row * heads * head_dim
         gather_parts(out, work + row * parts * part_bytes, part_bytes, parts, heads, head_dim, argument(at, 17))

@@ -125,35 +125,35 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
         return
     peaks = spread(MINUS_INFINITY)
     for part in range(0, KEYS, PAGE):
-        place = scores + 4 * part
-        value = shape_scores(place - 4 * PAGE * head, head, softcap, slopes, distance + part)
+        address = scores + 4 * part
+        value = shape_scores(address - 4 * PAGE * head, head, softcap, slopes, distance + part)
         if first > 0 or last < KEYS:
             value = hide(value, part, first, last)
-        store(place, value)
+        store(address, value)
         peaks = larger(value, peaks)
     before = one_float32(state)
     peak = max(before, highest(peaks))
-    shares = spread(0.0)
+    weight_sums = spread(0.0)
     for part in range(0, KEYS, PAGE):
         weights = decay(load_float32(scores + 4 * part) - spread(peak))
         put_some(scores + 4 * part // STEP, weights)
-        shares = shares + weights
-    share = one_float32(state + 4)
+        weight_sums = weight_sums + weights
+    weight_sum = one_float32(state + 4)
     if peak > before:
         put(state, peak)
         shrink = total(decay(spread(before - peak))) / LANES
-        share *= shrink
+        weight_sum *= shrink
         scale_into(sums, sums, shrink, width)
-    put(state + 4, share + total(shares))
+    put(state + 4, weight_sum + total(weight_sums))
 
 
-def attend_rows(at, line, first_row, count, kv_head, work):
+def attend_rows(at, entry, first_row, count, kv_head, work):
     """One task: rows first_row:first_row + count of a run with the heads of one head of keys."""
     stay_apart()
     heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
     group, width, size = heads // kv_heads, (head_dim + LANES - 1) // LANES * LANES, heads * head_dim
-    table, context = integer(line + 16), integer(line + 24)
-    position = context - integer(line + 8) + first_row - integer(line)  # of the first row
+    table, context = integer(entry + 16), integer(entry + 24)
+    position = context - integer(entry + 8) + first_row - integer(entry)  # of the first row
     stride, sinks = kv_heads * head_dim * BYTES, argument(at, 17)
     rows, row_bytes = count * group, 4 * head_dim // STEP
     keys_here = work
@@ -174,11 +174,11 @@ def attend_rows(at, line, first_row, count, kv_head, work):
     for start in range(low, high, KEYS):
         seen = min(KEYS, high - start)
         for page in range((seen + PAGE - 1) // PAGE):
-            place = integer(table + 8 * (start // PAGE + page)) * PAGE * stride + kv_head * head_dim * BYTES
+            offset = integer(table + 8 * (start // PAGE + page)) * PAGE * stride + kv_head * head_dim * BYTES
             keys_at, values_at = keys_here + 4 * PAGE * page, values_here + 4 * PAGE * page * width // STEP
             some = min(PAGE, seen - PAGE * page)
             take_page(
-                argument(at, 11) + place, argument(at, 12) + place, stride, keys_at, values_at, some, head_dim, width
+                argument(at, 11) + offset, argument(at, 12) + offset, stride, keys_at, values_at, some, head_dim, width
             )  # fmt: skip
         fill(scores, 0.0, rows * KEYS)
         multiply_into(scores, 4 * KEYS, queries, row_bytes, rows, keys_here, KEYS, head_dim // STEP)
@@ -195,16 +195,16 @@ def attend_rows(at, line, first_row, count, kv_head, work):
         scale_into(target, sums + 4 * width * row, 1.0 / one_float32(state + 8 * row + 4), head_dim)
 
 
-def attend_many(at, share):
+def attend_many(at, partition):
     """Attention of every row, task by task until there are none, the long ones of a run first.
 
-    Arguments as write_kv has them; `work` holds `many_numbers` for each share. The pass has its runs (runs, 4) at its
-    table's end: first row, rows, address of the pages, context.
+    Arguments as write_kv has them; `work` holds `many_numbers` for each partition. The pass has its runs (runs, 4) at
+    its table's end: first row, rows, address of the pages, context.
     """
     here, heads, kv_heads, head_dim = argument(at, 21), argument(at, 8), argument(at, 9), argument(at, 10)
     width, step = (head_dim + LANES - 1) // LANES * LANES, max(1, ROWS * kv_heads // heads)
     most = step * (heads // kv_heads)
-    work = argument(at, 18) + 4 * share * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
+    work = argument(at, 18) + 4 * partition * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
     runs, count = argument(here, 6), argument(here, 7)
     while True:
         ticket = take_ticket(argument(at, 1), 1)
@@ -217,7 +217,7 @@ def attend_many(at, share):
             run += 1
         if run == count:
             return
-        line = runs + 32 * run
-        rows = integer(line + 8)
+        entry = runs + 32 * run
+        rows = integer(entry + 8)
         first = (tasks - 1 - ticket) // kv_heads * step
-        attend_rows(at, line, integer(line) + first, min(step, rows - first), ticket % kv_heads, work)
+        attend_rows(at, entry, integer(entry) + first, min(step, rows - first), ticket % kv_heads, work)

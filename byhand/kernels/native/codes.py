@@ -20,15 +20,15 @@ from numba import types
 from byhand.formats.grouped import GROUP
 from byhand.kernels.native import llvm, tiles
 from byhand.kernels.native.llvm import I32, I64, INTS, LANES, all_lanes, cgutils
-from byhand.kernels.native.tiles import LINE, Tile
+from byhand.kernels.native.tiles import CACHE_LINE, Tile
 from byhand.kernels.native.vectors import on_stack, typed
 
-FOUR = 4  # groups at a time: their codes are one line of memory
+FOUR = 4  # groups at a time: their codes are one cache line
 PLANES = 3
 LARGEST = 127 * 256**2  # less than three digits hold, for a product of two float32 may be rounded up
 # Bytes of four groups' activations: the planes, each of both halves of the groups; the factors; the sums.
-PLANE = 2 * LINE
-ARRANGED = PLANES * PLANE + 2 * LINE
+PLANE = 2 * CACHE_LINE
+ARRANGED = PLANES * PLANE + 2 * CACHE_LINE
 # Groups of a row of weights that are gone through before the next row, and room for the activations they meet.
 PIECE = 256
 room_on_stack = on_stack(PIECE // FOUR * ARRANGED)
@@ -57,14 +57,17 @@ class CodeTile(Tile):
         at = builder.mul(number, I64(FOUR * form.block_bytes))
         of_scales = builder.mul(number, I64(FOUR * form.scale_bytes))
         here = builder.add(x, builder.mul(number, I64(ARRANGED)))
-        planes = [[self._line(here, PLANE * plane + LINE * half, INTS) for half in (0, 1)] for plane in range(PLANES)]
-        factors, sums = (self._line(here, PLANES * PLANE + line, llvm.FLOATS) for line in (0, LINE))
+        planes = [
+            [self._vector_at(here, PLANE * plane + CACHE_LINE * half, INTS) for half in (0, 1)]
+            for plane in range(PLANES)
+        ]
+        factors, sums = (self._vector_at(here, PLANES * PLANE + offset, llvm.FLOATS) for offset in (0, CACHE_LINE))
         self._fetch_early(0, weights, weight_stride, at)
         for column in range(self.columns):
             codes = self._read(builder.add(self._offset(weights, weight_stride, column), at), left, INTS)
-            lines = self._read(builder.add(self._offset(scales, scale_stride, column), of_scales), left, _QUARTER)
-            lines = builder.shuffle_vector(lines, lines, _EACH_FOUR_TIMES)
-            scale, offset = llvm.lower_half(builder, lines), llvm.upper_half(builder, lines)
+            affines = self._read(builder.add(self._offset(scales, scale_stride, column), of_scales), left, _QUARTER)
+            affines = builder.shuffle_vector(affines, affines, _EACH_FOUR_TIMES)
+            scale, offset = llvm.lower_half(builder, affines), llvm.upper_half(builder, affines)
             value = builder.sitofp(self._product(codes, planes), llvm.FLOATS)
             total = llvm.fma(builder, offset, sums, builder.load(self.sums[column, 0, 0]))
             total = llvm.fma(builder, value, builder.fmul(scale, factors), total)
@@ -82,7 +85,7 @@ class CodeTile(Tile):
             value = digits if value is None else builder.add(builder.shl(value, all_lanes(I32, 8)), digits)
         return value
 
-    def _line(self, address: Any, at: int, kind: ir.Type) -> Any:
+    def _vector_at(self, address: Any, at: int, kind: ir.Type) -> Any:
         return llvm.read(self.builder, self.builder.add(address, I64(at)), kind)
 
     def _read(self, address: Any, left: Any, kind: ir.Type) -> Any:
@@ -105,16 +108,16 @@ def arrange(builder: Any, x: Any, blocks: Any, room: Any) -> Any:
             for at in (0, 4 * LANES)
         ]
         four = builder.mul(builder.udiv(loop.index, I64(FOUR)), I64(ARRANGED))
-        place = builder.add(room, builder.add(four, builder.mul(builder.urem(loop.index, I64(FOUR)), I64(LANES))))
-        _arrange_group(builder, halves, place)
+        target = builder.add(room, builder.add(four, builder.mul(builder.urem(loop.index, I64(FOUR)), I64(LANES))))
+        _arrange_group(builder, halves, target)
     return room
 
 
-def _arrange_group(builder: Any, halves: list[Any], place: Any) -> None:
-    """Put one group's part of each line of four where it belongs."""
+def _arrange_group(builder: Any, halves: list[Any], target: Any) -> None:
+    """Put one group's part of each cache line of four where it belongs."""
 
     def put(value: Any, at: int) -> None:
-        llvm.write(builder, builder.add(place, I64(at)), value, align=1)
+        llvm.write(builder, builder.add(target, I64(at)), value, align=1)
 
     sizes = [llvm.call(builder, "llvm.fabs.v16f32", llvm.FLOATS, [half]) for half in halves]
     peak = llvm.highest(builder, llvm.larger(builder, *sizes))
@@ -127,10 +130,10 @@ def _arrange_group(builder: Any, halves: list[Any], place: Any) -> None:
         for plane in reversed(range(PLANES)):
             digit = builder.ashr(builder.shl(number, all_lanes(I32, 24)), all_lanes(I32, 24))
             number = builder.ashr(builder.sub(number, digit), all_lanes(I32, 8))
-            put(builder.trunc(digit, ir.VectorType(llvm.I8, LANES)), PLANE * plane + LINE * half)
+            put(builder.trunc(digit, ir.VectorType(llvm.I8, LANES)), PLANE * plane + CACHE_LINE * half)
     of_sum = builder.fmul(llvm.total(builder, builder.fadd(*halves)), llvm.FLOAT(1 / FOUR))
-    for line, value in enumerate((builder.fdiv(peak, llvm.FLOAT(LARGEST)), of_sum)):
-        put(llvm.spread(builder, value, FOUR), PLANES * PLANE + LINE * line)
+    for index, value in enumerate((builder.fdiv(peak, llvm.FLOAT(LARGEST)), of_sum)):
+        put(llvm.spread(builder, value, FOUR), PLANES * PLANE + CACHE_LINE * index)
 
 
 def for_one_row() -> dict[str, Any]:

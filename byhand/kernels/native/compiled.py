@@ -158,8 +158,8 @@ class Kernel:
 
     def _keep(self, file: Path, compiled: Any) -> None:
         """Write it, whole or not at all: others may read at the same time."""
-        with suppress(OSError), tempfile.TemporaryDirectory(dir=file.parent) as place:
-            part = Path(place) / file.name
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=file.parent) as part_folder:
+            part = Path(part_folder) / file.name
             part.write_bytes(_dumps(compiled._reduce()))
             part.replace(file)
 
@@ -173,5 +173,5 @@ class Kernel:
     def address(self) -> int:
         """Where the machine code lies, for team.py to call."""
         compiled = self._compiled
-        place: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-        return place
+        address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        return address

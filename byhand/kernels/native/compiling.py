@@ -43,9 +43,9 @@ class Clock:
         with self._lock:
             self._left.discard(name)
             if self._count > 1:
-                self._tell(self._line())
+                self._tell(self._message())
 
-    def _line(self) -> Progress:
+    def _message(self) -> Progress:
         seconds, left = self._now() - self._started, sum(map(cost, self._left))
         if not self._left:
             return Progress.of(f"compiled {self._count} kernels in {in_words(seconds)}", is_last=True)

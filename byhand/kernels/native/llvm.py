@@ -51,15 +51,15 @@ def read_some(builder: Any, address: Any, count: Any, kind: ir.VectorType) -> An
     """The first so many lanes of what lies at an address, int32; the others are 0, and their memory is not touched."""
     counts = spread(builder, builder.trunc(count, I32), kind.count)
     is_there = builder.icmp_signed("<", ir.Constant(kind, list(range(kind.count))), counts)
-    place, nothing = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, [0] * kind.count)
-    return call(builder, f"llvm.masked.load.v{kind.count}i32.p0", kind, [place, I32(1), is_there, nothing])
+    pointer, nothing = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, [0] * kind.count)
+    return call(builder, f"llvm.masked.load.v{kind.count}i32.p0", kind, [pointer, I32(1), is_there, nothing])
 
 
 def fetch_early(builder: Any, address: Any, *, keep: bool = False) -> None:
-    """Ask for the line of memory at an address, which need not exist; to keep it in the second cache, or read once."""
-    place = builder.inttoptr(address, I8.as_pointer())
+    """Ask for the cache line at an address, which need not exist; to keep it in the second cache, or read once."""
+    pointer = builder.inttoptr(address, I8.as_pointer())
     # What is read once must not push out what others come back to. A reading (0), so near (2 or 0), of data (1).
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(2 if keep else 0), I32(1)])
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(2 if keep else 0), I32(1)])
 
 
 def call(builder: Any, name: str, result: ir.Type, arguments: list[Any], fastmath: tuple[str, ...] = ()) -> Any:
@@ -91,7 +91,7 @@ def larger(builder: Any, a: Any, b: Any) -> Any:
 
 
 def turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """Sixteen vectors as rows of a matrix: its columns. Halves of ever larger pieces change places."""
+    """Sixteen vectors as rows of a matrix: its columns. Halves of ever larger pieces are swapped."""
     lanes = range(LANES)
     for size in (1, 2, 4, 8):
         low = ir.Constant(INTS, [lane + LANES - size if lane & size else lane for lane in lanes])
@@ -243,9 +243,9 @@ def load_int4(builder: Any, address: Any) -> list[Any]:
     return [builder.sitofp(half, FLOATS) for half in halves]
 
 
-def load_int4_by_book(builder: Any, address: Any, line: list[Any]) -> list[Any]:
+def load_int4_by_book(builder: Any, address: Any, affine: list[Any]) -> list[Any]:
     """The 32 numbers of a group of int4 with its scale and offset: all sixteen that can be are made first."""
-    book = fma(builder, ir.Constant(FLOATS, list(map(float, range(LANES)))), *line)
+    book = fma(builder, ir.Constant(FLOATS, list(map(float, range(LANES)))), *affine)
     wide = builder.zext(read(builder, address, ir.VectorType(I8, LANES)), INTS)
     return [choose_from(builder, book, codes) for codes in (wide, builder.lshr(wide, all_lanes(I32, 4)))]
 
@@ -257,7 +257,7 @@ def load_scale(builder: Any, address: Any) -> list[Any]:
     return [spread(builder, builder.bitcast(bits, FLOAT))]
 
 
-def load_line(builder: Any, address: Any) -> list[Any]:
+def load_affine(builder: Any, address: Any) -> list[Any]:
     """The scale and the offset of a group of int4."""
     # Scale and offset, two bfloat16 side by side, in one reading.
     both = spread(builder, read(builder, address, I32))

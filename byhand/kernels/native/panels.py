@@ -1,8 +1,8 @@
 """Weights times many rows, as reading a prompt has them: weights are turned once, and then all rows pass by.
 
 Turned, a number of 32 rows of weights lies side by side in two registers: one activation in all lanes is multiplied by
-both, and twelve rows of activations share what was loaded. A share is 32 columns of the result: they are summed in a
-tile that stays near, and leave it once. Templates like those of products.py, whose words for arguments hold here too.
+both, and twelve rows of activations share what was loaded. A partition is 32 columns of the result: they are summed in
+a tile that stays near, and leave it once. Templates like those of products.py, whose words for arguments hold here too.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def packed_size(rows: int, inner: int, step: int) -> int:
     return -(-inner // (DEEP * step)) * DEEP * rows
 
 
-def pack(at, share):
+def pack(at, partition):
     """y = x in pieces of DEEP steps, one behind the other, each (rows, DEEP): rows that pass by lie in one stream.
 
-    Arguments: shares, x (rows, inner), y, rows, inner, a multiple of 16.
+    Arguments: partitions, x (rows, inner), y, rows, inner, a multiple of 16.
     """
-    shares, x, y = argument(at, 0), argument(at, 1), argument(at, 2)
+    partitions, x, y = argument(at, 0), argument(at, 1), argument(at, 2)
     rows, inner = argument(at, 3), argument(at, 4)
-    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
+    for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         for begin in range(0, inner, DEEP * STEP):
             target = y + 4 * DEEP * (begin // (DEEP * STEP) * rows + row)
             for some in range(0, min(DEEP * STEP, inner - begin), LANES):
@@ -76,8 +76,8 @@ def sum_tile(weights, scales, start, inner, x, tall, rows, tile):
             w = weights + (start + part) * stride + begin * BLOCK_BYTES
             s = scales + (start + part) * scale_stride + begin * SCALE_BYTES
             for block in range(count):
-                place = panel + 4 * (block * steps * WIDE + part)
-                turn(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, place, 4 * WIDE)
+                address = panel + 4 * (block * steps * WIDE + part)
+                turn(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, address, 4 * WIDE)
         mix_rows(tile, 4 * WIDE, x + 4 * begin * steps * tall, 4 * DEEP, rows, panel, 4 * WIDE, count * steps)
 
 
@@ -96,11 +96,11 @@ def tile_of_linear(weights, scales, out, bias, start, inner, x, tall, first, row
     sum_tile(weights, scales, start, inner, x + 4 * DEEP * first, tall, rows, tile)
     add_to_all(tile, rows, bias + 4 * start if bias != 0 else 0)
     for row in range(rows):
-        place, sums = 4 * ((first + row) * out + start), tile + 4 * WIDE * row
+        offset, sums = 4 * ((first + row) * out + start), tile + 4 * WIDE * row
         if residual != 0:
-            add_into(sums, residual + place, WIDE)
+            add_into(sums, residual + offset, WIDE)
         for at in range(0, WIDE, LANES):
-            store(y + place + 4 * at, load_float32(sums + 4 * at))
+            store(y + offset + 4 * at, load_float32(sums + 4 * at))
 
 
 @inlined
@@ -109,11 +109,11 @@ def first_column(tile, out):
     return min(WIDE * tile, out - WIDE)
 
 
-def linear_many(at, share):
+def linear_many(at, partition):
     """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first.
 
-    Arguments: shares, packed x, rows, inner, residual; then of each matrix: weights, scales, outputs, bias, y.
-    There are as many shares as tiles.
+    Arguments: partitions, packed x, rows, inner, residual; then of each matrix: weights, scales, outputs, bias, y.
+    There are as many partitions as tiles.
     """
     x, rows, inner, residual = argument(at, 1), argument(at, 2), argument(at, 3), argument(at, 4)
     for matrix in range(3):
@@ -121,22 +121,22 @@ def linear_many(at, share):
         weights, scales, out = argument(here, 0), argument(here, 1), argument(here, 2)
         bias, y = argument(here, 3), argument(here, 4)
         tiles = (out + WIDE - 1) // WIDE
-        if 0 <= share < tiles:
-            start, added = first_column(share, out), residual if matrix == 0 else 0
+        if 0 <= partition < tiles:
+            start, added = first_column(partition, out), residual if matrix == 0 else 0
             for first in range(0, rows, TALL):
                 some = min(TALL, rows - first)
                 tile_of_linear(weights, scales, out, bias, start, inner, x, rows, first, some, y, added)
-        share -= tiles
+        partition -= tiles
 
 
-def gated_many(at, share):
+def gated_many(at, partition):
     """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up).
 
-    Arguments: shares, packed x, rows, inner, outputs; weights, scales and bias of the gate, those of the other; y.
+    Arguments: partitions, packed x, rows, inner, outputs; weights, scales and bias of the gate, those of the other; y.
     """
     x, tall, inner, out = argument(at, 1), argument(at, 2), argument(at, 3), argument(at, 4)
     gate_bias, up_bias, y = argument(at, 7), argument(at, 10), argument(at, 11)
-    start = first_column(share, out)
+    start = first_column(partition, out)
     gate, up = tile_on_stack(), other_tile_on_stack()
     for first in range(0, tall, TALL):
         rows, here = min(TALL, tall - first), x + 4 * DEEP * first
@@ -145,5 +145,5 @@ def gated_many(at, share):
         add_to_all(gate, rows, gate_bias + 4 * start if gate_bias != 0 else 0)
         add_to_all(up, rows, up_bias + 4 * start if up_bias != 0 else 0)
         for row in range(rows):
-            place = 4 * WIDE * row
-            gate_into(y + 4 * ((first + row) * out + start), gate + place, up + place, WIDE)
+            offset = 4 * WIDE * row
+            gate_into(y + 4 * ((first + row) * out + start), gate + offset, up + offset, WIDE)

@@ -2,7 +2,7 @@
 
 Each function here is a template: `native/__init__.py` makes one of it per weight format, by giving its global names
 `one_by_one` … `BLOCK_BYTES` that format's meaning. All numbers are addresses or counts (int64); x and y are float32.
-A kernel does one share of its work (team.py); its arguments lie in a table at `at`, the number of shares first.
+A kernel does one partition of its work (team.py); its arguments lie in a table at `at`, the number of partitions first.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def finish(y, y_stride, rows, start, stop, bias, residual):
     """y[:, start:stop] += bias and residual, where they are given."""
     stay_apart()
     for row in range(rows):
-        place = y + row * y_stride + 4 * start
+        address = y + row * y_stride + 4 * start
         if bias != 0:
-            add_into(place, bias + 4 * start, stop - start)
+            add_into(address, bias + 4 * start, stop - start)
         if residual != 0:
-            add_into(place, residual + row * y_stride + 4 * start, stop - start)
+            add_into(address, residual + row * y_stride + 4 * start, stop - start)
 
 
 @inlined
@@ -76,19 +76,19 @@ def gate_into(y, gate, up, count):
 
 
 @inlined
-def first_of(share, shares, total):
-    """Where a share of `total` outputs begins, at a multiple of 4.
+def partition_start(partition, partitions, total):
+    """Where a partition of `total` outputs begins, at a multiple of 4.
 
-    There is one share for each thread, as large as the others, and it is read from end to end: smaller pieces, handed
-    out to whoever is free, were measured to cost a third of the memory's speed.
+    There is one partition for each thread, as large as the others, and it is read from end to end: smaller pieces,
+    handed out to whoever is free, were measured to cost a third of the memory's speed.
     """
-    return total if share == shares else total // 4 * share // shares * 4
+    return total if partition == partitions else total // 4 * partition // partitions * 4
 
 
 @inlined
-def first_row(share, shares, rows):
-    """Where a share of so many rows begins: they lie one behind the other, as memory is read ahead."""
-    return rows * share // shares
+def first_row(partition, partitions, rows):
+    """Where a partition of so many rows begins: they lie one behind the other, as memory is read ahead."""
+    return rows * partition // partitions
 
 
 def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
@@ -96,12 +96,12 @@ def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride
     stay_apart()
     for row in range(rows):
         for column in range(start, stop):
-            place = y + row * y_stride + 4 * column
-            value = one_float32(place)
+            address = y + row * y_stride + 4 * column
+            value = one_float32(address)
             for at in range(first, inner):
                 weight = one(weights + (column * inner + at) * BYTES)
                 value += weight * one_x(x + row * x_stride + X_BYTES * at)
-            put(place, value)
+            put(address, value)
 
 
 @inlined
@@ -152,13 +152,13 @@ def multiply_few(weights, scales, start, stop, blocks, stride, scale_stride, x, 
     else:
         whole = start + (stop - start) // 4 * 4
         for column in range(start, whole, 4):
-            w, s, place = weights + column * stride, scales + column * scale_stride, y + 4 * column
+            w, s, address = weights + column * stride, scales + column * scale_stride, y + 4 * column
             if rows == 4:
-                four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
+                four_by_four(w, stride, s, scale_stride, x, x_stride, blocks, address, y_stride, 4, more)
             elif rows == 3:
-                four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
+                four_by_three(w, stride, s, scale_stride, x, x_stride, blocks, address, y_stride, 4, more)
             else:
-                four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, place, y_stride, 4, more)
+                four_by_two(w, stride, s, scale_stride, x, x_stride, blocks, address, y_stride, 4, more)
     for row in range(rows):
         here, out = x + row * x_stride, y + row * y_stride
         multiply_one(weights, scales, whole, stop, blocks, stride, scale_stride, here, out, more)
@@ -191,7 +191,7 @@ def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_s
         add_tails(weights, blocks * BLOCK, start, stop, inner, x, x_stride, rows, y, y_stride)
 
 
-def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, start, stop):
+def multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, start, stop):
     """The part of one matrix's outputs that lies in start:stop."""
     start, stop = max(start, 0), min(stop, out)
     if start < stop:
@@ -199,38 +199,38 @@ def share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, residual, 
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def linear(at, share):
+def linear(at, partition):
     """y = x · wᵀ + b for up to three matrices over one x, float32 or rounded; a residual is added to the first.
 
-    Arguments: shares, x, bytes from row to row, rows, inner, residual; then of each matrix: weights, scales, outputs,
-    bias, y. A share is so many outputs of all, laid end to end.
+    Arguments: partitions, x, bytes from row to row, rows, inner, residual; then of each matrix: weights, scales,
+    outputs, bias, y. A partition is so many outputs of all, laid end to end.
     """
-    shares, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    partitions, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     inner, residual = argument(at, 4), argument(at, 5)
     total = argument(at, 8) + argument(at, 13) + argument(at, 18)
-    start, stop = first_of(share, shares, total), first_of(share + 1, shares, total)
+    start, stop = partition_start(partition, partitions, total), partition_start(partition + 1, partitions, total)
     for matrix in range(3):
         here = at + 8 * (6 + 5 * matrix)
         weights, scales, out = argument(here, 0), argument(here, 1), argument(here, 2)
         bias, y = argument(here, 3), argument(here, 4)
         added = residual if matrix == 0 else 0
-        share_of(weights, scales, out, bias, inner, x, x_stride, rows, y, added, start, stop)
+        multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, y, added, start, stop)
         start, stop = start - out, stop - out
 
 
-def gated(at, share):
+def gated(at, partition):
     """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up).
 
-    Arguments: shares, x, bytes from row to row, rows, inner, outputs; weights, scales and bias of the gate, (rows,
+    Arguments: partitions, x, bytes from row to row, rows, inner, outputs; weights, scales and bias of the gate, (rows,
     outputs) to work in; weights, scales and bias of the other, y.
     """
-    shares, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    partitions, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     inner, out, gate, y = argument(at, 4), argument(at, 5), argument(at, 9), argument(at, 13)
-    start, stop = first_of(share, shares, out), first_of(share + 1, shares, out)
-    share_of(
+    start, stop = partition_start(partition, partitions, out), partition_start(partition + 1, partitions, out)
+    multiply_partition(
         argument(at, 6), argument(at, 7), out, argument(at, 8), inner, x, x_stride, rows, gate, 0, start, stop
     )  # fmt: skip
-    share_of(
+    multiply_partition(
         argument(at, 10), argument(at, 11), out, argument(at, 12), inner, x, x_stride, rows, y, 0, start, stop
     )  # fmt: skip
     for row in range(rows):
@@ -238,18 +238,18 @@ def gated(at, share):
         gate_into(y + here, gate + here, y + here, stop - start)
 
 
-def embedding(at, share):
-    """y (rows, inner) = the rows of the weights that ids (rows,) name. Arguments: shares, ids, rows, weights, scales,
-    inner, y.
+def embedding(at, partition):
+    """y (rows, inner) = the rows of the weights that ids (rows,) name. Arguments: partitions, ids, rows, weights,
+    scales, inner, y.
     """
     weights, scales, inner, y = argument(at, 3), argument(at, 4), argument(at, 5), argument(at, 6)
     blocks = inner // BLOCK
-    for row in range(share, argument(at, 2), argument(at, 0)):
+    for row in range(partition, argument(at, 2), argument(at, 0)):
         number, out = integer(argument(at, 1) + 8 * row), y + 4 * row * inner
         start = weights + number * (blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES)
         unpack(start, scales + number * blocks * SCALE_BYTES, blocks, out)
-        for place in range(blocks * BLOCK, inner):
-            put(out + 4 * place, one(start + place * BYTES))
+        for i in range(blocks * BLOCK, inner):
+            put(out + 4 * i, one(start + i * BYTES))
 
 
 # Outputs of a column product kept in the processor's first cache while its inputs go by.
@@ -269,11 +269,11 @@ def add_rows(weights, first, count, out, start, stop, x, y):
         a, b = spread(one_float32(x + 4 * first)), spread(one_float32(x + 4 * first + 4))
         c, d = spread(one_float32(x + 4 * first + 8)), spread(one_float32(x + 4 * first + 12))
         for at in range(start, whole, LANES):
-            place = w + at * BYTES
-            value = fma(a, load(place), load_float32(y + 4 * at))
-            value = fma(b, load(place + step), value)
-            value = fma(c, load(place + 2 * step), value)
-            store(y + 4 * at, fma(d, load(place + 3 * step), value))
+            address = w + at * BYTES
+            value = fma(a, load(address), load_float32(y + 4 * at))
+            value = fma(b, load(address + step), value)
+            value = fma(c, load(address + 2 * step), value)
+            store(y + 4 * at, fma(d, load(address + 3 * step), value))
     else:
         a = spread(one_float32(x + 4 * first))
         for at in range(start, whole, LANES):
@@ -285,7 +285,7 @@ def add_rows(weights, first, count, out, start, stop, x, y):
         put(y + 4 * at, value)
 
 
-def columns_share(begin, end, weights, out, bias, inner, x, rows, y, residual):
+def columns_partition(begin, end, weights, out, bias, inner, x, rows, y, residual):
     """What one thread does: its outputs in every row, a few at a time, from the first input to the last."""
     stay_apart()
     for start in range(begin, end, COLUMNS):
@@ -303,13 +303,13 @@ def columns_share(begin, end, weights, out, bias, inner, x, rows, y, residual):
         finish(y, 4 * out, rows, start, stop, bias, residual)
 
 
-def linear_columns(at, share):
+def linear_columns(at, partition):
     """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual.
 
-    Arguments: shares, x, rows, inner, residual, weights, out, bias, y.
+    Arguments: partitions, x, rows, inner, residual, weights, out, bias, y.
     """
-    shares, x, rows, inner = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    partitions, x, rows, inner = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     residual, weights, out = argument(at, 4), argument(at, 5), argument(at, 6)
     bias, y = argument(at, 7), argument(at, 8)
-    start, stop = first_of(share, shares, out), first_of(share + 1, shares, out)
-    columns_share(start, stop, weights, out, bias, inner, x, rows, y, residual)
+    start, stop = partition_start(partition, partitions, out), partition_start(partition + 1, partitions, out)
+    columns_partition(start, stop, weights, out, bias, inner, x, rows, y, residual)

@@ -9,7 +9,7 @@ import math
 
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.products import first_of, first_row, gate_into
+from byhand.kernels.native.products import first_row, gate_into, partition_start
 from byhand.kernels.native.vectors import (
     argument,
     fma,
@@ -48,11 +48,11 @@ def norm_row(source, weight, eps, target, size):
         put(target + 4 * at, one_float32(source + 4 * at) * factor * one_float32(weight + 4 * at))
 
 
-def rms_norm(at, share):
-    """y (rows, size) = x over its root mean square, times weight. Arguments: shares, x, weight, eps, y, rows, size."""
-    shares, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
+def rms_norm(at, partition):
+    """y (rows, size) = x over its root mean square, times weight. Arguments: partitions, x, weight, eps, y, rows, size."""
+    partitions, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
     y, rows, size = argument(at, 4), argument(at, 5), argument(at, 6)
-    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
+    for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         norm_row(x + 4 * row * size, weight, eps, y + 4 * row * size, size)
 
 
@@ -93,54 +93,54 @@ def centre_row(source, weight, bias, eps, target, size):
         put(target + 4 * at, value)
 
 
-def layer_norm(at, share):
-    """y (rows, size) = x, each row centred and scaled. Arguments: shares, x, weight, bias, eps, y, rows, size."""
-    shares, x, weight, bias = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+def layer_norm(at, partition):
+    """y (rows, size) = x, each row centred and scaled. Arguments: partitions, x, weight, bias, eps, y, rows, size."""
+    partitions, x, weight, bias = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     eps, y, rows, size = fraction(at, 4), argument(at, 5), argument(at, 6), argument(at, 7)
-    for row in range(first_row(share, shares, rows), first_row(share + 1, shares, rows)):
+    for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         centre_row(x + 4 * row * size, weight, bias, eps, y + 4 * row * size, size)
 
 
-def curve(at, share):
-    """y = bend(x), both (count,). Arguments: shares, x, y, count."""
-    shares, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+def curve(at, partition):
+    """y = bend(x), both (count,). Arguments: partitions, x, y, count."""
+    partitions, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
-    for place in range(start, whole, LANES):
-        store(y + 4 * place, bend(load_float32(x + 4 * place)))
-    for place in range(whole, stop):
+    for i in range(start, whole, LANES):
+        store(y + 4 * i, bend(load_float32(x + 4 * i)))
+    for i in range(whole, stop):
         # One number in all lanes: the same curve, and no second way to compute it.
-        put(y + 4 * place, highest(bend(spread(one_float32(x + 4 * place)))))
+        put(y + 4 * i, highest(bend(spread(one_float32(x + 4 * i)))))
 
 
-def curve_mul(at, share):
-    """y = bend(gate) · up, all (count,). Arguments: shares, gate, up, y, count."""
-    shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
+def curve_mul(at, partition):
+    """y = bend(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
+    partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
     y, count = argument(at, 3), argument(at, 4)
-    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+    start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
-    for at_number in range(start, whole, LANES):
-        bent = bend(load_float32(gate + 4 * at_number))
-        store(y + 4 * at_number, bent * load_float32(up + 4 * at_number))
-    for at_number in range(whole, stop):
-        bent = bend(spread(one_float32(gate + 4 * at_number)))
-        put(y + 4 * at_number, highest(bent * spread(one_float32(up + 4 * at_number))))
+    for i in range(start, whole, LANES):
+        bent = bend(load_float32(gate + 4 * i))
+        store(y + 4 * i, bent * load_float32(up + 4 * i))
+    for i in range(whole, stop):
+        bent = bend(spread(one_float32(gate + 4 * i)))
+        put(y + 4 * i, highest(bent * spread(one_float32(up + 4 * i))))
 
 
-def silu_mul(at, share):
-    """y = silu(gate) · up, all (count,). Arguments: shares, gate, up, y, count."""
-    shares, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
+def silu_mul(at, partition):
+    """y = silu(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
+    partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
     y, count = argument(at, 3), argument(at, 4)
-    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+    start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     gate_into(y + 4 * start, gate + 4 * start, up + 4 * start, stop - start)
 
 
-def round_rows(at, share):
-    """y = x rounded to bfloat16, both (count,). Arguments: shares, x, y, count."""
-    shares, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    start, stop = first_of(share, shares, count), first_of(share + 1, shares, count)
+def round_rows(at, partition):
+    """y = x rounded to bfloat16, both (count,). Arguments: partitions, x, y, count."""
+    partitions, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
-    for place in range(start, whole, LANES):
-        store_rounded(y + 2 * place, load_float32(x + 4 * place))
-    for place in range(whole, stop):
-        put_bfloat16(y + 2 * place, one_float32(x + 4 * place))
+    for i in range(start, whole, LANES):
+        store_rounded(y + 2 * i, load_float32(x + 4 * i))
+    for i in range(whole, stop):
+        put_bfloat16(y + 2 * i, one_float32(x + 4 * i))

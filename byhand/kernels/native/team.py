@@ -1,8 +1,8 @@
-"""Runs a list of kernels, one after another, each in shares that the threads take: a whole block in one call.
+"""Runs a list of kernels, one after another, each in partitions that the threads take: a whole block in one call.
 
-An entry of the list is five int64: the kernel's machine code, its table of arguments, its shares, and two counters that
-start at 0: shares taken, shares done. Nobody waits for a thread that has taken nothing: one that comes late, or never,
-costs time and no more.
+An entry of the list is five int64: the kernel's machine code, its table of arguments, its partitions, and two counters
+that start at 0: partitions taken, partitions done. Nobody waits for a thread that has taken nothing: one that comes
+late, or never, costs time and no more.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _KERNEL = ir.FunctionType(llvm.I32, [_BYTES.as_pointer(), _FAILURE.as_pointer(),
 
 
 @typed(types.void, types.int64, types.int64, types.int64)
-def call_kernel(builder: Any, function: Any, table: Any, share: Any) -> Any:
-    """Call the machine code at an address with a table of arguments and the number of a share."""
-    places = [cgutils.alloca_once(builder, kind) for kind in (_BYTES, _FAILURE)]
-    return builder.call(builder.inttoptr(function, _KERNEL.as_pointer()), [*places, table, share])
+def call_kernel(builder: Any, function: Any, table: Any, partition: Any) -> Any:
+    """Call the machine code at an address with a table of arguments and the number of a partition."""
+    results = [cgutils.alloca_once(builder, kind) for kind in (_BYTES, _FAILURE)]
+    return builder.call(builder.inttoptr(function, _KERNEL.as_pointer()), [*results, table, partition])
 
 
 @typed(types.int64, types.int64)
@@ -67,17 +67,17 @@ def step_aside(builder: Any) -> Any:
 
 @inlined
 def work(entries, count):
-    """What one thread does: of each entry, shares as long as there are any; then wait until all are done."""
+    """What one thread does: of each entry, partitions as long as there are any; then wait until all are done."""
     for number in range(count):
         entry = entries + 8 * ENTRY * number
-        shares = argument(entry, 2)
-        while look(entry + 24) < shares:
-            share = take_ticket(entry + 24, 1)
-            if share < shares:
-                call_kernel(argument(entry, 0), argument(entry, 1), share)
+        partitions = argument(entry, 2)
+        while look(entry + 24) < partitions:
+            partition = take_ticket(entry + 24, 1)
+            if partition < partitions:
+                call_kernel(argument(entry, 0), argument(entry, 1), partition)
                 count_up(entry + 32)
         looks = 0
-        while look(entry + 32) < shares:
+        while look(entry + 32) < partitions:
             looks += 1
             breathe()
             if looks % PATIENCE == 0:
@@ -92,8 +92,8 @@ def run_list(entries, count, threads):
     if threads == 1:
         for number in range(count):
             entry = entries + 8 * ENTRY * number
-            for share in range(argument(entry, 2)):
-                call_kernel(argument(entry, 0), argument(entry, 1), share)
+            for partition in range(argument(entry, 2)):
+                call_kernel(argument(entry, 0), argument(entry, 1), partition)
     else:
         for _ in prange(threads):
             work(entries, count)

@@ -16,7 +16,7 @@ from byhand.kernels.native.vectors import typed
 # How far ahead memory is asked for: past the end of a page, which the processor by itself never crosses.
 # It was measured to take a tenth off a product's time.
 AHEAD = 4096
-LINE = 64
+CACHE_LINE = 64
 
 
 class Format:
@@ -47,14 +47,14 @@ class Format:
         self.unroll = unroll
         self.in_whole_numbers = in_whole_numbers
 
-    def load_numbers(self, builder: Any, weights: Any, line: list[Any]) -> list[Any]:
+    def load_numbers(self, builder: Any, weights: Any, affine: list[Any]) -> list[Any]:
         """The numbers that a group's codes at an address stand for."""
         if self.load_scaled is not None:
-            return self.load_scaled(builder, weights, line)
+            return self.load_scaled(builder, weights, affine)
         codes = self.load(builder, weights)
-        if len(line) == 1:
-            return [builder.fmul(code, line[0]) for code in codes]
-        return [llvm.fma(builder, code, *line) for code in codes]
+        if len(affine) == 1:
+            return [builder.fmul(code, affine[0]) for code in codes]
+        return [llvm.fma(builder, code, *affine) for code in codes]
 
 
 # How each format's own file says that its rows are read.
@@ -102,31 +102,31 @@ class Tile:
     def _offset(self, address: Any, stride: Any, count: int) -> Any:
         return self.builder.add(address, self.builder.mul(stride, llvm.I64(count)))
 
-    def _accumulate(self, place: tuple[int, int, int], weights: list[Any], x: list[Any]) -> None:
-        builder, total = self.builder, self.sums[place]
+    def _accumulate(self, key: tuple[int, int, int], weights: list[Any], x: list[Any]) -> None:
+        builder, total = self.builder, self.sums[key]
         value = builder.load(total)
         for weight, activation in zip(weights, x, strict=True):
             value = llvm.fma(builder, weight, activation, value)
         builder.store(value, total)
 
-    def _accumulate_scaled(self, place: tuple[int, int, int], codes: list[Any], x: list[Any], line: list[Any]) -> None:
+    def _accumulate_scaled(self, key: tuple[int, int, int], codes: list[Any], x: list[Any], affine: list[Any]) -> None:
         # (Σ code · x) · scale + offset · Σ x: cheaper than to scale every code, while there is but one row.
-        builder, total = self.builder, self.sums[place]
+        builder, total = self.builder, self.sums[key]
         part = llvm.fma(builder, codes[1], x[1], builder.fmul(codes[0], x[0]))
-        value = llvm.fma(builder, part, line[0], builder.load(total))
-        if len(line) > 1:
-            value = llvm.fma(builder, line[1], builder.fadd(x[0], x[1]), value)
+        value = llvm.fma(builder, part, affine[0], builder.load(total))
+        if len(affine) > 1:
+            value = llvm.fma(builder, affine[1], builder.fadd(x[0], x[1]), value)
         builder.store(value, total)
 
     def _fetch_early(self, turn: int, weights: Any, weight_stride: Any, at: Any) -> None:
         """Ask for the weights that come AHEAD, or with four columns for those of the next tile."""
         builder, form = self.builder, self.form
-        if turn * form.block_bytes % LINE:
+        if turn * form.block_bytes % CACHE_LINE:
             return
         for column in range(self.columns):
-            place = self._offset(weights, weight_stride, column + (4 if self.columns == 4 else 0))
+            address = self._offset(weights, weight_stride, column + (4 if self.columns == 4 else 0))
             ahead = builder.add(at, llvm.I64(0 if self.columns == 4 else AHEAD))
-            llvm.fetch_early(builder, builder.add(place, ahead))
+            llvm.fetch_early(builder, builder.add(address, ahead))
 
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
         weights, weight_stride, scales, scale_stride, x, x_stride = arguments
@@ -140,16 +140,16 @@ class Tile:
             activations.append([llvm.load_float32(builder, builder.add(address, llvm.I64(4 * part))) for part in parts])
         for column in range(self.columns):
             at = builder.mul(block, llvm.I64(form.block_bytes))
-            place = builder.add(self._offset(weights, weight_stride, column), at)
+            row_address = builder.add(self._offset(weights, weight_stride, column), at)
             if not form.scale_bytes:
-                values = form.load(builder, place)
+                values = form.load(builder, row_address)
             else:
                 at = builder.mul(block, llvm.I64(form.scale_bytes))
-                line = form.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
+                affine = form.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
                 if self.rows == 1 and form.load_scaled is None:
-                    self._accumulate_scaled((column, 0, turn), form.load(builder, place), activations[0], line)
+                    self._accumulate_scaled((column, 0, turn), form.load(builder, row_address), activations[0], affine)
                     continue
-                values = form.load_numbers(builder, place, line)
+                values = form.load_numbers(builder, row_address, affine)
             for row in range(self.rows):
                 self._accumulate((column, row, turn), values, activations[row])
 
@@ -162,15 +162,15 @@ class Tile:
         is_more = builder.icmp_signed("!=", more, llvm.I64(0))
         if self.columns == 4:
             for row in range(self.rows):
-                sums = [self._joined(column, row) for column in range(4)]
+                sums = [self._sum_of(column, row) for column in range(4)]
                 self._put(self._offset(out, out_stride, row), _FOUR, _four_totals(builder, sums), is_more)
             return
         for column in range(self.columns):
-            place = self._offset(out, out_apart, column)
+            address = self._offset(out, out_apart, column)
             for first in range(0, self.rows, 4):
-                sums = [self._joined(column, row) for row in range(first, min(first + 4, self.rows))]
+                sums = [self._sum_of(column, row) for row in range(first, min(first + 4, self.rows))]
                 for row, value in enumerate(self._totals(sums), first):
-                    self._put(self._offset(place, out_stride, row), llvm.FLOAT, value, is_more)
+                    self._put(self._offset(address, out_stride, row), llvm.FLOAT, value, is_more)
 
     def _sum_up(self, arguments: tuple[Any, ...], blocks: Any) -> None:
         """In turns of `unroll` blocks, and what is left block by block."""
@@ -193,11 +193,11 @@ class Tile:
 
     def _put(self, address: Any, kind: Any, value: Any, is_more: Any) -> None:
         """Store, or add to what is there."""
-        builder, place = self.builder, self.builder.inttoptr(address, kind.as_pointer())
-        added = builder.fadd(value, builder.load(place, align=4))
-        builder.store(builder.select(is_more, added, value), place, align=4)
+        builder, pointer = self.builder, self.builder.inttoptr(address, kind.as_pointer())
+        added = builder.fadd(value, builder.load(pointer, align=4))
+        builder.store(builder.select(is_more, added, value), pointer, align=4)
 
-    def _joined(self, column: int, row: int) -> Any:
+    def _sum_of(self, column: int, row: int) -> Any:
         turns = [self.builder.load(self.sums[column, row, turn]) for turn in range(self.unroll)]
         while len(turns) > 1:
             turns = [*turns[2:], self.builder.fadd(turns[0], turns[1])]
@@ -209,7 +209,7 @@ class PairTile(Tile):
 
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
         weights, weight_stride, _, _, x, x_stride = arguments
-        builder, at = self.builder, self.builder.mul(block, llvm.I64(LINE))
+        builder, at = self.builder, self.builder.mul(block, llvm.I64(CACHE_LINE))
         self._fetch_early(turn, weights, weight_stride, at)
         pairs = [
             llvm.read(builder, builder.add(self._offset(x, x_stride, row), at), llvm.INTS) for row in range(self.rows)
@@ -221,7 +221,7 @@ class PairTile(Tile):
                 builder.store(llvm.add_pairs(builder, values, activations, builder.load(total)), total)
 
 
-PAIRS = Format(32, LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
+PAIRS = Format(32, CACHE_LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
 
 
 def tile(form: Format, columns: int, rows: int, unroll: int = 1, kind: type[Tile] = Tile) -> Any:
@@ -246,14 +246,14 @@ def unpacking(form: Format) -> Any:
     @typed(types.void, *(types.int64,) * 4)
     def unpack(builder: Any, weights: Any, scales: Any, blocks: Any, out: Any) -> None:
         with cgutils.for_range(builder, blocks, intp=llvm.I64) as loop:
-            place = builder.add(weights, builder.mul(loop.index, llvm.I64(form.block_bytes)))
+            address = builder.add(weights, builder.mul(loop.index, llvm.I64(form.block_bytes)))
             if form.scale_bytes:
-                line = form.load_scale(
+                affine = form.load_scale(
                     builder, builder.add(scales, builder.mul(loop.index, llvm.I64(form.scale_bytes)))
                 )
-                values = form.load_numbers(builder, place, line)
+                values = form.load_numbers(builder, address, affine)
             else:
-                values = form.load(builder, place)
+                values = form.load(builder, address)
             for part, value in enumerate(values):
                 at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
                 llvm.write(builder, builder.add(out, at), value)
@@ -269,8 +269,8 @@ def pairing(form: Format) -> Any:
         with cgutils.for_range(builder, vectors, intp=llvm.I64) as loop:
             at = builder.mul(loop.index, llvm.I64(form.block_bytes))
             rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
-            place = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
-            llvm.write(builder, place, llvm.rounded_pairs(builder, *rows))
+            address = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
+            llvm.write(builder, address, llvm.rounded_pairs(builder, *rows))
 
     return pair
 
@@ -290,15 +290,15 @@ def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
     ) -> None:
         rows = []
         for row in range(LANES):
-            place = builder.add(weights, builder.mul(stride, llvm.I64(row)))
+            address = builder.add(weights, builder.mul(stride, llvm.I64(row)))
             if early:
                 ahead = builder.mul(stride, llvm.I64(early))
-                llvm.fetch_early(builder, builder.add(place, ahead), keep=True)
+                llvm.fetch_early(builder, builder.add(address, ahead), keep=True)
             if form.scale_bytes:
-                line = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
-                rows.append(form.load_numbers(builder, place, line))
+                affine = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
+                rows.append(form.load_numbers(builder, address, affine))
             else:
-                rows.append(form.load(builder, place))
+                rows.append(form.load(builder, address))
         columns = [column for part in zip(*rows, strict=True) for column in llvm.turned(builder, list(part))]
         if pairs:
             columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
@@ -328,12 +328,12 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
         first: Any,
         last: Any,
     ) -> None:
-        places = [
+        addresses = [
             builder.add(builder.add(sums, builder.mul(sums_stride, llvm.I64(row))), llvm.I64(64 * part))
             for row in range(rows)
             for part in range(vectors)
         ]
-        totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, place)) for place in places]
+        totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, address)) for address in addresses]
         add, kind = (llvm.add_pairs, llvm.I32) if form is PAIRS else (llvm.fma, llvm.FLOAT)
         with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
             value = builder.add(values, builder.mul(stride, loop.index))
@@ -341,10 +341,10 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
             numbers = [form.load(builder, step)[0] for step in steps]
             for row in range(rows):
                 at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
-                share = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
+                weight = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
                 for number, total in zip(numbers, totals[row * vectors :], strict=False):
-                    builder.store(add(builder, share, number, builder.load(total)), total)
-        for place, total in zip(places, totals, strict=True):
-            llvm.write(builder, place, builder.load(total))
+                    builder.store(add(builder, weight, number, builder.load(total)), total)
+        for address, total in zip(addresses, totals, strict=True):
+            llvm.write(builder, address, builder.load(total))
 
     return mix

@@ -33,19 +33,19 @@ STRIDE, TURN = 4, 64
 def insert(logits, at, values, ids, count, k):
     """Put the number at `at` among the `count` best, falling; an equal one stays before it. Gives the new count."""
     value = one_float32(logits + 4 * at)
-    place = count if count < k else k - 1
-    while place > 0 and one_float32(values + 4 * (place - 1)) < value:
-        put(values + 4 * place, one_float32(values + 4 * (place - 1)))
-        put_integer(ids + 8 * place, integer(ids + 8 * (place - 1)))
-        place -= 1
-    put(values + 4 * place, value)
-    put_integer(ids + 8 * place, at)
+    slot = count if count < k else k - 1
+    while slot > 0 and one_float32(values + 4 * (slot - 1)) < value:
+        put(values + 4 * slot, one_float32(values + 4 * (slot - 1)))
+        put_integer(ids + 8 * slot, integer(ids + 8 * (slot - 1)))
+        slot -= 1
+    put(values + 4 * slot, value)
+    put_integer(ids + 8 * slot, at)
     return min(count + 1, k)
 
 
 @inlined
 def find_best(logits, size, k, values, ids):
-    """The k largest, falling, ties by the lower place, and their places; gives how many were found."""
+    """The k largest, falling, ties by the lower index, and their indices; gives how many were found."""
     count, at, width = 0, 0, STRIDE * LANES
     while at < size:
         stop = min(at + width, size)
@@ -56,9 +56,9 @@ def find_best(logits, size, k, values, ids):
             if highest(peak) <= one_float32(values + 4 * (k - 1)):
                 at = stop
                 continue
-        for place in range(at, stop):
-            if count < k or one_float32(logits + 4 * place) > one_float32(values + 4 * (k - 1)):
-                count = insert(logits, place, values, ids, count, k)
+        for index in range(at, stop):
+            if count < k or one_float32(logits + 4 * index) > one_float32(values + 4 * (k - 1)):
+                count = insert(logits, index, values, ids, count, k)
         at = stop
     return count
 
@@ -101,28 +101,28 @@ def add_moments(logits, start, stop, peak, results):
     put_double(results + 16, one_double(results + 16) + moment)
 
 
-def topk_lse(at, share):
-    """Arguments: shares, which are rows, their k, logits (rows, size), size, the most k, then for as many of each row:
-    values, ids; results.
+def topk_lse(at, partition):
+    """Arguments: partitions, which are rows, their k, logits (rows, size), size, the most k, then for as many of each
+    row: values, ids; results.
 
     The best k, falling, go to values (k,) float32 and ids (k,) int64; to results (3,) float64: 1 if k is not 0 and all
     logits are finite, and over all but the best k the sum of w = exp(logit - highest) and of w · (logit - highest).
     """
-    k, size, most = integer(argument(at, 1) + 8 * share), argument(at, 3), argument(at, 4)
-    logits, values = argument(at, 2) + 4 * size * share, argument(at, 5) + 4 * most * share
-    ids, results = argument(at, 6) + 8 * most * share, argument(at, 7) + 24 * share
-    for place in range(3):
-        put_double(results + 8 * place, 0.0)
+    k, size, most = integer(argument(at, 1) + 8 * partition), argument(at, 3), argument(at, 4)
+    logits, values = argument(at, 2) + 4 * size * partition, argument(at, 5) + 4 * most * partition
+    ids, results = argument(at, 6) + 8 * most * partition, argument(at, 7) + 24 * partition
+    for i in range(3):
+        put_double(results + 8 * i, 0.0)
     if k > 0 and is_finite(logits, size):
         put_double(results, 1.0)
         found = find_best(logits, size, k, values, ids)
         start, before, peak = 0, -1, one_float32(values)
         for _ in range(found + 1):
-            # The next of the best by place: the others lie between them.
+            # The next of the best by index: the others lie between them.
             stop = size
             for number in range(found):
-                place = integer(ids + 8 * number)
-                if before < place < stop:
-                    stop = place
+                index = integer(ids + 8 * number)
+                if before < index < stop:
+                    stop = index
             add_moments(logits, start, stop, peak, results)
             start, before = stop + 1, stop

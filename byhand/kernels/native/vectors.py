@@ -66,7 +66,7 @@ def stay_apart(builder: Any) -> Any:
 
 @typed(types.void, _address)
 def fetch_early(builder: Any, address: Any) -> Any:
-    """Ask for the line of memory at an address, into the second cache, before it is read."""
+    """Ask for the cache line at an address, into the second cache, before it is read."""
     llvm.fetch_early(builder, address, keep=True)
 
 
@@ -74,11 +74,11 @@ def on_stack(size: int) -> Any:
     """An intrinsic: the address of so many bytes that are there as long as the function that asks runs."""
 
     @typed(types.int64)
-    def place(builder: Any) -> Any:
+    def allocate(builder: Any) -> Any:
         kind = ir.ArrayType(llvm.FLOATS, size // 64)
         return builder.ptrtoint(llvm.cgutils.alloca_once(builder, kind), llvm.I64)
 
-    return place
+    return allocate
 
 
 @typed(types.float32, _address)
@@ -115,7 +115,7 @@ def argument(table, number):  # type: ignore[no-untyped-def]
 
 @njit
 def fraction(table, number):  # type: ignore[no-untyped-def]
-    """The float32 that lies in that place of the table."""
+    """The float32 of that number in the table."""
     return one_float32(table + 8 * number)
 
 
