@@ -107,8 +107,8 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compile_beside() -> None:
     command = children.module("byhand.kernels.native.compiling")
-    done = subprocess.run(command, input="silu_mul\n", capture_output=True, text=True, check=False)
-    assert done.stdout == "silu_mul\n", done.stderr
+    done = subprocess.run(command, input="round_rows\n", capture_output=True, text=True, check=False)
+    assert done.stdout == "round_rows\n", done.stderr
 
 
 def render() -> None:

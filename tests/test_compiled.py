@@ -90,30 +90,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_kept_is_loaded_and_not_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(rows.silu_mul)
+    kernel = Kernel(rows.round_rows)
     assert not kernel.is_kept
     kernel.load()
     assert kernel.is_kept
-    assert [path.name for path in folder.iterdir()] == ["silu_mul.kernel"]
+    assert [path.name for path in folder.iterdir()] == ["round_rows.kernel"]
     monkeypatch.setattr(Kernel, "_compile", lambda self: pytest.fail("it is compiled again"))
-    again = Kernel(rows.silu_mul)
+    again = Kernel(rows.round_rows)
     assert again.is_kept
     again.load()
 
 
 @pytest.mark.parametrize("damage", [lambda code: b"", lambda code: code[:-100], lambda code: b"nonsense"])
 def test_a_damaged_file_is_compiled_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
-    Kernel(rows.silu_mul).load()
+    Kernel(rows.round_rows).load()
     [file] = folder.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    Kernel(rows.silu_mul).load()
+    Kernel(rows.round_rows).load()
     assert abs(file.stat().st_size - len(whole)) < 100
 
 
 def test_without_a_cache_nothing_is_kept_but_what_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "cache_folder", lambda: None)
-    kernel = Kernel(rows.silu_mul)
+    kernel = Kernel(rows.round_rows)
     assert not kernel.is_kept
     kernel.load()
     assert kernel.is_kept
@@ -131,17 +131,17 @@ from byhand.kernels.native import compiled, kernel
 compiles = []
 compile_now = compiled.Kernel._compile
 compiled.Kernel._compile = lambda self: compiles.append(self.name) or compile_now(self)
-print(kernel("silu_mul").is_kept)
-kernel("silu_mul").load()
+print(kernel("round_rows").is_kept)
+kernel("round_rows").load()
 print(compiles)
 """
     one, two = (copy_of_the_package(tmp_path / name) for name in ("one", "two"))
     environment = {"BYHAND_CACHE": str(tmp_path / "cache")}
-    assert python(code, one, **environment).stdout.split() == ["False", "['silu_mul']"]
+    assert python(code, one, **environment).stdout.split() == ["False", "['round_rows']"]
     assert python(code, two, **environment).stdout.split() == ["True", "[]"]
     with (two / "byhand" / "kernels" / "native" / "vectors.py").open("a") as source:
         source.write("# another version\n")
-    assert python(code, two, **environment).stdout.split() == ["False", "['silu_mul']"]
+    assert python(code, two, **environment).stdout.split() == ["False", "['round_rows']"]
 
 
 @pytest.mark.parametrize("is_blocked", [False, True])

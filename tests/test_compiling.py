@@ -13,7 +13,7 @@ from byhand.cli.waiting import Waiting
 from byhand.kernels.native import compiled, compiling, kernel
 from byhand.notes import Progress
 
-SMALL = ["silu_mul", "pack_float32", "curve_relu"]
+SMALL = ["round_rows", "pack_float32", "curve_relu"]
 
 
 class Now:
@@ -26,7 +26,7 @@ class Now:
 
 
 def test_each_kernel_is_counted_and_the_rest_is_guessed_from_the_time_so_far() -> None:
-    names, told, now = ["attend_many_float32", "linear_int8", "rms_norm", "silu_mul"], list[str](), Now()
+    names, told, now = ["attend_many_float32", "linear_int8", "rms_norm", "round_rows"], list[str](), Now()
     clock = compiling.Clock(names, told.append, now)
     for name, seconds in zip(names, (107, 112, 113, 114), strict=True):  # a second for each unit of cost
         now.seconds = float(seconds)
@@ -62,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("helper", ["", "raise SystemExit", "input()", "print('silu_mul')", None])
+@pytest.mark.parametrize("helper", ["", "raise SystemExit", "input()", "print('round_rows')", None])
 def test_all_are_compiled_whatever_becomes_of_the_helpers(
     helper: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,11 +78,11 @@ def test_all_are_compiled_whatever_becomes_of_the_helpers(
 
 
 def test_kernels_of_the_same_functions_stay_together_and_the_longest_are_first() -> None:
-    names = ["silu_mul", "gated_int8", "attend_many_float32", "linear_int8", "curve_relu"]
+    names = ["round_rows", "gated_int8", "attend_many_float32", "linear_int8", "curve_relu"]
     assert [sorted(group) for group in compiling.in_groups(names)] == [
         ["attend_many_float32"],
         ["gated_int8", "linear_int8"],
-        ["silu_mul"],
+        ["round_rows"],
         ["curve_relu"],
     ]
 

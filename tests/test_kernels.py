@@ -217,7 +217,7 @@ def test_curves(kernels: Kernels) -> None:
     inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
     assert close(kernels.gelu_tanh(x), wide * 0.5 * (1 + torch.tanh(inner)))
     assert close(kernels.silu(x), wide / (1 + torch.exp(-wide)))
-    assert close(kernels.silu_mul(x, up), wide / (1 + torch.exp(-wide)) * up)
+    assert close(kernels.curve_mul("silu", x, up), wide / (1 + torch.exp(-wide)) * up)
     for curve in ("relu", "gelu", "gelu_tanh", "silu"):
         assert torch.equal(kernels.curve_mul(curve, x, up), getattr(kernels, curve)(x) * up)
 

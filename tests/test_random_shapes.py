@@ -101,7 +101,7 @@ def test_norms_and_curves() -> None:
         gelu, tanh = torch.nn.functional.gelu(wide), torch.nn.functional.gelu(wide, approximate="tanh")
         for name, truth in {"silu": silu(wide), "gelu": gelu, "gelu_tanh": tanh, "relu": wide.clamp(min=0)}.items():
             assert close(getattr(kernels, name)(x), truth, BOUND), (name, rows, size)
-        assert close(kernels.silu_mul(x, x.flip(0)), silu(wide) * wide.flip(0), BOUND), (rows, size)
+        assert close(kernels.curve_mul("silu", x, x.flip(0)), silu(wide) * wide.flip(0), BOUND), (rows, size)
 
 
 def test_surveys() -> None:

@@ -88,9 +88,6 @@ class Kernels(Protocol):
     def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
         """A curve of gate, by its name, times up."""
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) times up."""
-
     def attention(
         self,
         q: Tensor,

@@ -77,7 +77,7 @@ def gated(
     up_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """silu(linear(x, gate)) times linear(x, up)."""
-    return silu_mul(linear(x, gate, gate_bias), linear(x, up, up_bias))
+    return curve_mul("silu", linear(x, gate, gate_bias), linear(x, up, up_bias))
 
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -132,11 +132,6 @@ CURVES = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 def curve_mul(curve: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """A curve of gate, by its name, times up. arXiv:2002.05202."""
     return CURVES[curve](gate) * up
-
-
-def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) times up. arXiv:2002.05202."""
-    return functional.silu(gate) * up
 
 
 def _probabilities(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

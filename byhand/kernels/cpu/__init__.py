@@ -192,7 +192,7 @@ class Cpu(Calls):
             or first.stored_in_columns
             or second.stored_in_columns
         ):
-            return self.silu_mul(self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
+            return self.curve_mul("silu", self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
         y = self._empty(rows, first.out)
         if are_turned([first, second], rows):
             rounded, packed = self._packed(x, first)
@@ -303,19 +303,13 @@ class Cpu(Calls):
         self._run(f"curve_{name}", self._threads_for(count), x.data_ptr(), y.data_ptr(), count)
         return y
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) times up."""
-        return self._times("silu_mul", gate, up)
-
     def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
         """A curve of gate, by its name, times up."""
-        return self._times(f"curve_mul_{curve}", gate, up)
-
-    def _times(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
         count = gate.numel()
         gate, up, y = gate.contiguous(), up.contiguous(), self._empty(*gate.shape)
         self._read(gate, up)
-        self._run(name, self._threads_for(count), gate.data_ptr(), up.data_ptr(), y.data_ptr(), count)
+        addresses = gate.data_ptr(), up.data_ptr(), y.data_ptr()
+        self._run(f"curve_mul_{curve}", self._threads_for(count), *addresses, count)
         return y
 
     # Attention.

@@ -47,7 +47,7 @@ def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str
     first = matrices[0]
     if any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices):
         if call == "gated":
-            return {"silu_mul"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
+            return {"curve_mul_silu"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
         return {f"linear_columns_{first.format}"}
     names = few_rows(call, first.format, fast=fast)
     if all(matrix.can_be_turned for matrix in matrices):

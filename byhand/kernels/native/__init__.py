@@ -26,6 +26,12 @@ _PRODUCTS = [
 _PANELS = [panels.mix_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
 
 
+@cache
+def _gate_into(curve: str) -> Any:
+    """`products.gate_into` by one of the curves."""
+    return specialise([products.gate_into], {"bend": vectors.CURVES[curve]}, curve)["gate_into"]
+
+
 def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
     return {
         "BLOCK": form.block,
@@ -47,6 +53,7 @@ def _products(name: str) -> list[Kernel]:
     names = {
         **_tiles(form, form.unroll),
         "BYTES": vectors.SIZES.get(name, 1),
+        "gate_into": _gate_into("silu"),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
         "unpack": tiles.unpacking(form),
@@ -60,6 +67,7 @@ def _rounded_products() -> list[Kernel]:
     """linear and gated over weights and activations in bfloat16."""
     one = vectors.one_bfloat16
     names = {**_tiles(tiles.PAIRS, 2), "BYTES": 2, "X_BYTES": 2, "one": one, "one_x": one}
+    names["gate_into"] = _gate_into("silu")
     scope = specialise(_PRODUCTS, names, "rounded")
     return [Kernel(scope[kernel].py_func) for kernel in ("linear", "gated")]
 
@@ -71,6 +79,7 @@ def _many(name: str, products: str) -> list[Kernel]:
     if rounded and name == "bfloat16":  # pairs as they are, moved like float32
         form, turn = tiles.PAIRS, tiles.turning(tiles.FORMATS["float32"], early=panels.WIDE)
     names = {"BLOCK": form.block, "BLOCK_BYTES": form.block_bytes, "SCALE_BYTES": form.scale_bytes, "turn": turn}
+    names["gate_into"] = _gate_into("silu")
     if rounded:
         names["STEP"] = 2
         names |= {f"mix_{count}": tiles.mixture(tiles.PAIRS, rows, 2) for count, rows in panels.MIXTURES.items()}
@@ -125,12 +134,13 @@ def _chunks(name: str, products: str) -> list[Kernel]:
 
 
 def _curve(name: str) -> list[Kernel]:
-    scope = specialise([rows.curve, rows.curve_mul], {"bend": vectors.CURVES[name]}, name)
+    names = {"bend": vectors.CURVES[name], "gate_into": _gate_into(name)}
+    scope = specialise([rows.curve, rows.curve_mul], names, name)
     return [Kernel(scope["curve"].py_func), Kernel(scope["curve_mul"].py_func)]
 
 
 def _rest() -> list[Kernel]:
-    small = (rows.rms_norm, rows.layer_norm, rows.silu_mul, rows.round_rows, topk_lse.topk_lse)
+    small = (rows.rms_norm, rows.layer_norm, rows.round_rows, topk_lse.topk_lse)
     run_list = Kernel(team.run_list, "void(int64, int64, int64)", parallel=True)
     return [*map(Kernel, (*small, attention_page.gather_rows)), run_list]
 
@@ -149,7 +159,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
         **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
         **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
         **{f"{kind}_{name}": (_curve, name) for kind in ("curve", "curve_mul") for name in vectors.CURVES},
-        **dict.fromkeys(("rms_norm", "layer_norm", "silu_mul", "round_rows", "topk_lse"), (_rest,)),
+        **dict.fromkeys(("rms_norm", "layer_norm", "round_rows", "topk_lse"), (_rest,)),
         **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
     }
 

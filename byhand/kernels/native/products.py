@@ -25,7 +25,8 @@ from byhand.kernels.native.vectors import (
     store,
 )
 
-# Set by the maker of each format's kernels; these are float32's.
+# Set by the maker of each format's kernels; these are float32's, and one of the curves of vectors.py.
+bend = silu
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES, X_BYTES = 16, 64, 0, 4, 4
 PIECE = 2**40  # blocks of a row of weights that are gone through before the next row
 load, one, one_x = load_float32, one_float32, one_float32
@@ -63,15 +64,14 @@ def finish(y, y_stride, rows, start, stop, bias, residual):
             add_into(address, residual + row * y_stride + 4 * start, stop - start)
 
 
-@inlined
 def gate_into(y, gate, up, count):
-    """y = silu(gate) · up, all (count,)."""
+    """y = bend(gate) · up, all (count,)."""
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(y + 4 * at, silu(load_float32(gate + 4 * at)) * load_float32(up + 4 * at))
+        store(y + 4 * at, bend(load_float32(gate + 4 * at)) * load_float32(up + 4 * at))
     for at in range(whole, count):
         # One number in all lanes: the same curve, and no second way to compute it.
-        value = silu(spread(one_float32(gate + 4 * at))) * spread(one_float32(up + 4 * at))
+        value = bend(spread(one_float32(gate + 4 * at))) * spread(one_float32(up + 4 * at))
         put(y + 4 * at, highest(value))
 
 

@@ -49,7 +49,10 @@ def norm_row(source, weight, eps, target, size):
 
 
 def rms_norm(at, partition):
-    """y (rows, size) = x over its root mean square, times weight. Arguments: partitions, x, weight, eps, y, rows, size."""
+    """y (rows, size) = x over its root mean square, times weight.
+
+    Arguments: partitions, x, weight, eps, y, rows, size.
+    """
     partitions, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
     y, rows, size = argument(at, 4), argument(at, 5), argument(at, 6)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
@@ -114,21 +117,7 @@ def curve(at, partition):
 
 
 def curve_mul(at, partition):
-    """y = bend(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
-    partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
-    y, count = argument(at, 3), argument(at, 4)
-    start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
-    whole = start + (stop - start) // LANES * LANES
-    for i in range(start, whole, LANES):
-        bent = bend(load_float32(gate + 4 * i))
-        store(y + 4 * i, bent * load_float32(up + 4 * i))
-    for i in range(whole, stop):
-        bent = bend(spread(one_float32(gate + 4 * i)))
-        put(y + 4 * i, highest(bent * spread(one_float32(up + 4 * i))))
-
-
-def silu_mul(at, partition):
-    """y = silu(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
+    """y = curve(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
     partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
     y, count = argument(at, 3), argument(at, 4)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
