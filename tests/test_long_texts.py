@@ -155,6 +155,12 @@ REFUSED: dict[str, tuple[Callable[[Running], tuple[str, str]], str, str]] = {
 }
 
 
+def test_a_connection_that_is_kept_waits_for_no_acknowledgement(server: Running) -> None:
+    """Held back until the client acknowledges what came before, every answer but the first would take 40 ms."""
+    took = [wait for wait, _ in zip(waits(server, threading.Event()), range(10), strict=False)]
+    assert min(took[1:]) < 0.03, took
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_nobody_waits_for_a_text_that_is_refused(server: Running, name: str) -> None:
     ask, code, param = REFUSED[name]
