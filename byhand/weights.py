@@ -232,6 +232,11 @@ class Weights:
         """The whole name, in the checkpoint, of a tensor of this scope."""
         return self._scope + name
 
+    @property
+    def label(self) -> str:
+        """The last part of this scope's name: "q_proj"."""
+        return self._scope.rstrip(".").rpartition(".")[2]
+
     def __contains__(self, name: str) -> bool:
         full = self.name(name)
         return full in self._book.stored or f"{full}.codes" in self._book.stored

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.checkpoint import open_checkpoint
 from byhand.kernels import backend
-from byhand.models import Model, architectures, build
+from byhand.models import Model, build
+from tests.tiny_configs import TINY, VARIANTS
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -28,9 +29,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 # Every family's TINY and its variants: (family, variant) → config.json.
 CONFIGS: dict[tuple[str, str], dict[str, Any]] = {
-    (module.TINY["model_type"], name): {**module.TINY, **change}
-    for module in {id(module): module for module in architectures().values()}.values()
-    for name, change in {"tiny": {}, **module.TINY_VARIANTS}.items()
+    (family, name): {**config, **change}
+    for family, config in TINY.items()
+    for name, change in {"tiny": {}, **VARIANTS[family]}.items()
 }
 
 

@@ -214,7 +214,7 @@ def test_names_and_order_of_a_gguf() -> None:
 
 def test_rotary_factors_are_those_of_the_model() -> None:
     from byhand.config import ConfigFields
-    from byhand.rope import RopeParameters, inverse_frequencies
+    from byhand.layers.rope import RopeParameters, inverse_frequencies
 
     config = SHAPES["llama-1b"]
     plain = {**config, "rope_scaling": None}

@@ -196,6 +196,9 @@ def test_norms(kernels: Kernels) -> None:
     deviation = (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     assert close(kernels.layer_norm(x, gain, shift, 1e-3), centred / deviation * gain + shift)
     assert close(kernels.layer_norm(x, None, None, 1e-3), centred / deviation)
+    residual = torch.randn(x.shape)
+    assert close(kernels.rms_norm(x, gain, 1e-3, residual), wide / root * gain + residual)
+    assert close(kernels.layer_norm(x, gain, shift, 1e-3, residual), centred / deviation * gain + shift + residual)
 
 
 @EACH_BACKEND
@@ -341,9 +344,10 @@ def test_attend_rotates_writes_and_attends(
     # Rows that lie apart, as parts of one fused product do.
     wide = torch.randn(4, (num_heads + 2 * kv_heads) * head_dim)
     q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
-    angles = (torch.rand(4, head_dim), torch.rand(4, head_dim)) if rotated else None
-    ours = kernels.attend(q, k, v, angles, caches[0], 0, batch, scale=0.2)
-    truth = reference.attend(q, k, v, angles, caches[1], 0, batch, scale=0.2)
+    angles = torch.rand(4, head_dim), torch.rand(4, head_dim)
+    rotary = (lambda position_ids: angles) if rotated else None
+    ours = kernels.attend(q, k, v, rotary, caches[0], 0, batch, scale=0.2)
+    truth = reference.attend(q, k, v, rotary, caches[1], 0, batch, scale=0.2)
     assert close(ours, truth, 1e-5)
     for mine, theirs in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
         assert torch.allclose(mine[0].float(), theirs[0].float(), rtol=2**-7, atol=1e-6)
@@ -380,9 +384,13 @@ def test_many_rows_are_rotated_written_and_attended_to(heads: tuple[int, int], h
     batch = Batch(empty, empty, slots, (0, 38, 43), (70, 5), ((3, 5, 6, 7, 7), (1,)))
     wide = torch.randn(43, (num_heads + 2 * kv_heads) * head_dim)
     q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
-    angles = (torch.rand(43, head_dim), torch.rand(43, head_dim))
-    ours = Cpu().attend(q, k, v, angles, caches[0], 0, batch, scale=0.2)
-    assert close(ours, reference.attend(q, k, v, angles, caches[1], 0, batch, scale=0.2), 1e-5)
+    angles = torch.rand(43, head_dim), torch.rand(43, head_dim)
+
+    def rotary(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return angles
+
+    ours = Cpu().attend(q, k, v, rotary, caches[0], 0, batch, scale=0.2)
+    assert close(ours, reference.attend(q, k, v, rotary, caches[1], 0, batch, scale=0.2), 1e-5)
     assert torch.allclose(caches[0].keys[0], caches[1].keys[0], atol=1e-6)
     assert torch.equal(caches[0].values[0], caches[1].values[0])
 

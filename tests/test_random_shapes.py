@@ -189,7 +189,9 @@ def test_rotated_written_and_attended(dtype: str, is_long: bool) -> None:
         angles = (both.cos().float(), both.sin().float())
         options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window}
         kernels = Cpu(threads=dice.randint(1, 3))
-        out = kernels.attend(q, k, v, angles, cache, 0, batch, **options).view(rows, heads, head_dim)
+        out = kernels.attend(q, k, v, lambda _, found=angles: found, cache, 0, batch, **options).view(
+            rows, heads, head_dim
+        )
 
         flat_keys, flat_values = cache.keys[0].flatten(0, 1), cache.values[0].flatten(0, 1)
         step = torch.finfo(DTYPES[dtype]).eps

@@ -174,7 +174,7 @@ def test_weights_are_mapped_not_copied(kind: str, tmp_path: Path) -> None:
 def test_tensors_lie_in_the_file(kind: str, family: str, tmp_path: Path) -> None:
     folder = tiny(tmp_path, family)
     ours: Any = open_model(to_pickle(folder) if kind == "pickle" else folder)
-    linear = ours.h[0].mlp.c_fc if family == "gpt2" else ours.layers[0].mlp.up_proj
+    linear = ours.blocks[0].mlp.up
     lines = Path("/proc/self/maps").read_text().splitlines()
     ranges = [line.split()[0].split("-") for line in lines if str(folder) in line]
     address = linear.weight.tensors[0].data_ptr()

@@ -107,10 +107,11 @@ def weight_names(model: Any) -> dict[int, str]:
     def visit(thing: Any, name: str) -> None:
         if isinstance(thing, Weight):
             names.setdefault(id(thing), name)
-        elif isinstance(thing, list):
+        elif isinstance(thing, list | tuple):
             for part in thing:
                 visit(part, name)
         elif type(thing).__module__.startswith(("byhand.models", "byhand.layers")):
+            name = getattr(thing, "name", name)
             for part_name, part in getattr(thing, "__dict__", {}).items():
                 visit(part, name if part_name == "weight" else part_name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from byhand.errors import BadRequest
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # w = exp(logit - highest) and of w · (logit - highest), in float64.
 TopkLse = tuple[list[int], list[float], float, float]
 
+# From position_ids (N,) to the cosines and sines, (N, head_dim) float32 each, by which queries and keys are rotated.
+Rotary: TypeAlias = "Callable[[Tensor], tuple[Tensor, Tensor]]"
+
 
 class Kernels(Protocol):
     """What every backend offers. N counts tokens; activations and sums are float32 whatever the weights are."""
@@ -34,15 +37,8 @@ class Kernels(Protocol):
     def prepare(self, head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
         """Make ready for what was expected, and attention over such a cache: what is to be compiled is compiled now."""
 
-    def blocks(
-        self,
-        layers: Sequence[Callable[..., Tensor]],
-        x: Tensor,
-        batch: Batch,
-        cache: KVCache,
-        angles: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Blocks of a model, one after another: layer(x, batch, cache), with the angles behind if there are any.
+    def blocks(self, layers: Sequence[Callable[..., Tensor]], x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
+        """Blocks of a model, one after another: layer(x, batch, cache).
 
         A backend may run all their kernels as one call; the next call may overwrite the result.
         """
@@ -64,11 +60,13 @@ class Kernels(Protocol):
     def topk_lse(self, logits: Tensor, counts: Sequence[int]) -> list[TopkLse | None]:
         """What each row of logits (rows, vocab) says of its best k, or None where the sampler's own way is as good."""
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (..., size) over its root mean square, times weight (size,)."""
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """x (..., size) over its root mean square, times weight (size,), plus residual, of x's shape."""
 
-    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        """x (..., size) less its mean, over its standard deviation, times weight, plus bias."""
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
+    ) -> Tensor:
+        """x (..., size) less its mean, over its standard deviation, times weight, plus bias, plus residual."""
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (N, heads, head_dim) turned by its position's angles, cos and sin (N, head_dim)."""
@@ -113,13 +111,13 @@ class Kernels(Protocol):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
+        rotary: Rotary | None,
         cache: KVCache,
         layer: int,
         batch: Batch,
         **options: Any,
     ) -> Tensor:
-        """Rotate q and k by the angles if there are any, write k and v into the batch's slots of the cache, then
+        """Rotate q and k if there is a rotary embedding, write k and v into the batch's slots of the cache, then
         `attention` with its options. q and the result are (N, heads · head_dim), k and v (N, kv heads · head_dim).
         """
 

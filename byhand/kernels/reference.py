@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from byhand.cache.kv_cache import Batch, KVCache
 from byhand.formats import Weight, formats
+from byhand.kernels import Rotary
 
 # Upcast weights and attention scores are made in blocks of about this many numbers: 16 MiB of float32.
 BLOCK = 2**22
@@ -34,15 +35,11 @@ def prepare(head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
 
 
 def blocks(
-    layers: Sequence[Callable[..., torch.Tensor]],
-    x: torch.Tensor,
-    batch: Batch,
-    cache: KVCache,
-    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+    layers: Sequence[Callable[..., torch.Tensor]], x: torch.Tensor, batch: Batch, cache: KVCache
 ) -> torch.Tensor:
     """Blocks of a model, one after another, kernel by kernel."""
     for layer in layers:
-        x = layer(x, batch, cache) if angles is None else layer(x, batch, cache, angles)
+        x = layer(x, batch, cache)
     return x
 
 
@@ -90,14 +87,25 @@ def topk_lse(logits: torch.Tensor, counts: Sequence[int]) -> list[None]:
     return [None] * len(counts)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (..., size) over its root mean square, times weight (size,). arXiv:1910.07467."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """x (..., size) over its root mean square, times weight (size,), plus residual. arXiv:1910.07467."""
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    return y if residual is None else residual + y
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """x (..., size) less its mean, over its standard deviation, times weight, plus bias. arXiv:1607.06450."""
-    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x (..., size) less its mean, over its standard deviation, times weight, plus bias, plus residual.
+
+    arXiv:1607.06450.
+    """
+    y = functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return y if residual is None else residual + y
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -219,7 +227,7 @@ def write(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    rotary: Rotary | None,
     cache: KVCache,
     layer: int,
     batch: Batch,
@@ -227,8 +235,9 @@ def write(
     """Rotate q and k by the angles if there are any, and put k and v into the cache: q (N, heads, head_dim)."""
     head_dim = cache.keys[layer].shape[-1]
     q, k, v = (x.view(len(x), -1, head_dim) for x in (q, k, v))
-    if angles is not None:
-        q, k = rotate(q, *angles), rotate(k, *angles)
+    if rotary is not None:
+        cos, sin = rotary(batch.position_ids)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     cache.write(layer, batch.slots, k, v)
     return q
 
@@ -237,11 +246,11 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    rotary: Rotary | None,
     cache: KVCache,
     layer: int,
     batch: Batch,
     **options: Any,
 ) -> torch.Tensor:
     """`write`, then `attention` with its options: (N, heads · head_dim)."""
-    return attention(write(q, k, v, angles, cache, layer, batch), cache, layer, batch, **options).flatten(1)
+    return attention(write(q, k, v, rotary, cache, layer, batch), cache, layer, batch, **options).flatten(1)

@@ -63,8 +63,6 @@ class Architecture(Protocol):
 
     MODEL_TYPES: tuple[str, ...]  # and LEARNED_POSITIONS, the config's name for their number, where it has such
     IGNORED: tuple[str, ...]  # whole names, as patterns, of harmless buffers that old files carry
-    TINY: dict[str, Any]  # a config.json for tests
-    TINY_VARIANTS: dict[str, dict[str, Any]]  # what to change in TINY, by name
     Config: ConfigReader
     Model: ModelMaker
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from byhand.cache.kv_cache import Batch, KVCache, LayerSpec
+from byhand.cache.kv_cache import Batch, KVCache
 from byhand.config import MAX_HEADS, MAX_LAYERS, ConfigFields
 from byhand.kernels import Kernels
-from byhand.layers import ACTIVATIONS, Embedding, Head, LayerNorm, Linear, Together, activation
+from byhand.layers import ACTIVATIONS, MLP, Attention, Decoder, Embedding, Head, LayerNorm, Linear, MergedLinear
+from byhand.layers import Block as AnyBlock
 from byhand.weights import Weights
 
 LEARNED_POSITIONS = "max_position_embeddings"
@@ -24,27 +25,6 @@ IGNORED = (r"(model\.)?decoder\.version",)
 # The first two rows of the position table belong to padding, which is never run here.
 POSITION_OFFSET = 2
 LAYER_NORM_EPS = 1e-5
-
-TINY: dict[str, Any] = {
-    "model_type": "opt",
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "ffn_dim": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "word_embed_proj_dim": 48,
-    "do_layer_norm_before": True,
-    "activation_function": "relu",
-}
-TINY_VARIANTS: dict[str, dict[str, Any]] = {
-    "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 20},
-    "projections": {"word_embed_proj_dim": 64, "num_hidden_layers": 2},
-    "untied": {"tie_word_embeddings": False, "word_embed_proj_dim": None},
-    "no_bias": {"enable_bias": False, "num_attention_heads": 12},
-    "plain_norms": {"layer_norm_elementwise_affine": False, "activation_function": "gelu"},
-    "no_final_norm": {"_remove_final_layer_norm": True, "num_attention_heads": 1},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,64 +75,38 @@ def _norm(config: Config, weights: Weights, kernels: Kernels) -> LayerNorm:
     return LayerNorm(kernels, weights, config.hidden_size, LAYER_NORM_EPS, affine=affine)
 
 
-class Attention:
-    """Multi-head attention."""
-
-    def __init__(self, config: Config, layer: int, weights: Weights, kernels: Kernels) -> None:
-        self.kernels = kernels
-        self.layer = layer
-        self.head_dim = config.head_dim
-        hidden, bias = config.hidden_size, config.enable_bias
-        self.q_proj = Linear(kernels, weights.at("q_proj"), hidden, hidden, bias=bias)
-        self.k_proj = Linear(kernels, weights.at("k_proj"), hidden, hidden, bias=bias)
-        self.v_proj = Linear(kernels, weights.at("v_proj"), hidden, hidden, bias=bias)
-        self.out_proj = Linear(kernels, weights.at("out_proj"), hidden, hidden, bias=bias)
-        self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
-
-    def __call__(self, x: Tensor, residual: Tensor, batch: Batch, cache: KVCache) -> Tensor:
-        """x (N, hidden) → residual (N, hidden) + what was attended to; the rows' keys and values are in the cache."""
-        q, k, v = self.qkv(x)  # (N, heads · head_dim) each
-        z = self.kernels.attend(q, k, v, None, cache, self.layer, batch, scale=self.head_dim**-0.5)
-        return self.out_proj(z, residual)
-
-
-class Block:
+class Block(AnyBlock):
     """One layer, its norms before each part or, in 350m, after it."""
 
     def __init__(self, config: Config, layer: int, weights: Weights, kernels: Kernels) -> None:
         self.norm_before = config.do_layer_norm_before
-        bias = config.enable_bias
-        self.self_attn = Attention(config, layer, weights.at("self_attn"), kernels)
+        hidden, inner, bias = config.hidden_size, config.ffn_dim, config.enable_bias
+        attn = weights.at("self_attn")
+        qkv = (Linear(kernels, attn.at(name), hidden, hidden, bias=bias) for name in ("q_proj", "k_proj", "v_proj"))
+        out_proj = Linear(kernels, attn.at("out_proj"), hidden, hidden, bias=bias)
+        self.self_attn = Attention(MergedLinear(*qkv), out_proj, layer=layer, head_dim=config.head_dim)
         self.self_attn_layer_norm = _norm(config, weights.at("self_attn_layer_norm"), kernels)
-        self.fc1 = Linear(kernels, weights.at("fc1"), config.hidden_size, config.ffn_dim, bias=bias)
-        self.fc2 = Linear(kernels, weights.at("fc2"), config.ffn_dim, config.hidden_size, bias=bias)
+        self.mlp = MLP(
+            config.activation_function,
+            Linear(kernels, weights.at("fc1"), hidden, inner, bias=bias),
+            Linear(kernels, weights.at("fc2"), inner, hidden, bias=bias),
+        )
         self.final_layer_norm = _norm(config, weights.at("final_layer_norm"), kernels)
-        self.act = activation(config.activation_function, kernels)
-
-    def mlp(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x (N, hidden) → residual (N, hidden) + what the MLP makes of x."""
-        return self.fc2(self.act(self.fc1(x)), residual)
 
     def __call__(self, x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """x (N, hidden) → (N, hidden)."""
+        x = self.show("resid_pre", x)
         if self.norm_before:
-            x = self.self_attn(self.self_attn_layer_norm(x), x, batch, cache)
-            return self.mlp(self.final_layer_norm(x), x)
-        x = self.self_attn_layer_norm(self.self_attn(x, x, batch, cache))
-        return self.final_layer_norm(self.mlp(x, x))
+            x = self.show("resid_mid", self.self_attn(self.self_attn_layer_norm(x), x, batch, cache))
+            return self.show("resid_post", self.mlp(self.final_layer_norm(x), x))
+        x = self.show("resid_mid", self.self_attn_layer_norm(self.self_attn(x, x, batch, cache)))
+        return self.show("resid_post", self.final_layer_norm(self.mlp(x, x)))
 
 
-class Model:
-    """The whole: two embeddings, layers, norm; and the head, apart, so that it is paid only for the rows asked for."""
+class Model(Decoder):
+    """The whole: two embeddings, layers, norm, head, and in 350m a projection at each end."""
 
     def __init__(self, config: Config, weights: Weights, kernels: Kernels) -> None:
-        self.config = config
-        self.kernels = kernels
-        self.vocab_size = config.vocab_size
-        self.context_length = config.max_position_embeddings
-        self.device = weights.device
-        self.layer_specs = (LayerSpec(config.num_attention_heads, config.head_dim),) * config.num_hidden_layers
-
         # Meta's own files were saved without the head, and so without its prefix.
         decoder = weights.under_first(("model.decoder", "decoder", ""), "embed_positions.weight")
         hidden, width = config.hidden_size, config.word_embed_proj_dim
@@ -163,29 +117,30 @@ class Model:
             tie=config.tie_word_embeddings,
         )
         positions = config.max_position_embeddings + POSITION_OFFSET
-        projects = width != hidden
-        self.dtype = embedding.format
+        projects, has_norm = width != hidden, config.has_final_layer_norm
         self.embed_tokens = Embedding(kernels, embedding)
         self.embed_positions = Embedding(kernels, decoder.table("embed_positions.weight", positions, hidden))
         self.project_in = Linear(kernels, decoder.at("project_in"), width, hidden, bias=False) if projects else None
-        self.layers = [
-            Block(config, layer, decoder.at("layers").at(layer), kernels) for layer in range(config.num_hidden_layers)
-        ]
-        has_norm = config.has_final_layer_norm
-        self.final_layer_norm = _norm(config, decoder.at("final_layer_norm"), kernels) if has_norm else None
         self.project_out = Linear(kernels, decoder.at("project_out"), hidden, width, bias=False) if projects else None
-        self.lm_head = Head(kernels, head)
+        layers = (decoder.at("layers").at(layer) for layer in range(config.num_hidden_layers))
+        super().__init__(
+            config,
+            weights,
+            context_length=config.max_position_embeddings,
+            blocks=[Block(config, layer, own, kernels) for layer, own in enumerate(layers)],
+            norm=_norm(config, decoder.at("final_layer_norm"), kernels) if has_norm else None,
+            lm_head=Head(kernels, head),
+        )
+        self.dtype = embedding.format
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Read the batch, write its keys and values: (N, word_embed_proj_dim), ready for the head."""
+    def embed(self, batch: Batch) -> Tensor:
+        """The embeddings of tokens and positions: (N, hidden)."""
         x = self.embed_tokens(batch.input_ids)
         if self.project_in is not None:
             x = self.project_in(x)
-        x = x + self.embed_positions(batch.position_ids + POSITION_OFFSET)
-        norms = [] if self.final_layer_norm is None else [self.final_layer_norm]
-        x = self.kernels.blocks([*self.layers, *norms], x, batch, cache)
-        return x if self.project_out is None else self.project_out(x)
+        return x + self.embed_positions(batch.position_ids + POSITION_OFFSET)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every next token: (rows, word_embed_proj_dim) → (rows, vocab)."""
-        return self.lm_head(hidden)
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Read the batch, write its keys and values: (N, word_embed_proj_dim), ready for the head."""
+        x = super().forward(batch, cache)
+        return x if self.project_out is None else self.project_out(x)

@@ -17,11 +17,11 @@ from torch import Tensor
 from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.formats import Weight
-from byhand.kernels import TopkLse, reference
+from byhand.kernels import Rotary, TopkLse, reference
 from byhand.kernels.cpu.calls import CAPTURED_ROWS, MANY_QUERIES, Calls, bits
 from byhand.kernels.cpu.columns import in_bfloat16
 from byhand.kernels.cpu.expected import many_rows
-from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, address, address_and_stride, rows_apart
+from byhand.kernels.cpu.operands import LayerCache, Matrix, address, address_and_stride, rows_apart
 from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
@@ -259,25 +259,23 @@ class Cpu(Calls):
 
     # Norms and curves.
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (..., size) over its root mean square, times weight (size,)."""
-        count, size = x.numel(), x.shape[-1]
-        x, y = x.contiguous(), self._empty(*x.shape)
-        self._read(x)
-        threads = self._threads_for(count)
-        self._run("rms_norm", threads, x.data_ptr(), weight.data_ptr(), bits(eps), y.data_ptr(), count // size, size)
-        return y
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """x (..., size) over its root mean square, times weight (size,), plus residual, of x's shape."""
+        return self._norm("rms_norm", x, (weight.data_ptr(), bits(eps)), residual)
 
-    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        """x (..., size) less its mean, over its standard deviation, times weight, plus bias."""
+    def layer_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
+    ) -> Tensor:
+        """x (..., size) less its mean, over its standard deviation, times weight, plus bias, plus residual."""
+        return self._norm("layer_norm", x, (address(weight), address(bias), bits(eps)), residual)
+
+    def _norm(self, name: str, x: Tensor, numbers: tuple[int, ...], residual: Tensor | None) -> Tensor:
         count, size = x.numel(), x.shape[-1]
         x, y = x.contiguous(), self._empty(*x.shape)
-        self._read(x)
-        self._run(
-            "layer_norm",
-            self._threads_for(count),
-            *(x.data_ptr(), address(weight), address(bias), bits(eps), y.data_ptr(), count // size, size),
-        )
+        residual = residual if residual is None else residual.contiguous()
+        self._read(x, residual)
+        threads = self._threads_for(count)
+        self._run(name, threads, x.data_ptr(), *numbers, y.data_ptr(), count // size, size, address(residual))
         return y
 
     def relu(self, x: Tensor) -> Tensor:
@@ -332,16 +330,16 @@ class Cpu(Calls):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        angles: Angles | None,
+        rotary: Rotary | None,
         cache: KVCache,
         layer: int,
         batch: Batch,
         **options: Any,
     ) -> Tensor:
-        """Rotate q and k by the angles if there are any, write k and v to the cache, and attend: flat rows."""
+        """Rotate q and k if there is a rotary embedding, write k and v to the cache, and attend: flat rows."""
         if self._knows(cache, layer, batch):
-            return self._attend(q, k, v, angles, cache, layer, batch, **options)
-        return reference.attend(q, k, v, angles, cache, layer, batch, **options)
+            return self._attend(q, k, v, rotary, cache, layer, batch, **options)
+        return reference.attend(q, k, v, rotary, cache, layer, batch, **options)
 
     def _knows(self, cache: KVCache, layer: int, batch: Batch) -> bool:
         """Lay out the batch and the layer's cache if they are new; whether the kernels know the cache's dtype."""
@@ -356,7 +354,7 @@ class Cpu(Calls):
         q: Tensor,
         k: Tensor | None,
         v: Tensor | None,
-        angles: Angles | None,
+        rotary: Rotary | None,
         cache: KVCache,
         layer: int,
         batch: Batch,
@@ -373,7 +371,7 @@ class Cpu(Calls):
         seen = min(window, self._pass.table[3]) if window else self._pass.table[3]
         # A captured call serves contexts of any length.
         threads = self.threads if self._capture is not None else self._threads_for(rows * seen * size * 2)
-        self._pass.turn(angles)
+        angles = self._angles_of(rotary, batch)
         q = rows_apart(q)
         self._read(q, k, v)
         out = self._empty(rows, size)
@@ -391,6 +389,6 @@ class Cpu(Calls):
             *(self._ticket.buffer_info()[0], *address_and_stride(q), *address_and_stride(k), *address_and_stride(v)),
             *(heads, layer_cache.kv_heads, head_dim, layer_cache.keys, layer_cache.values),
             *(window or 0, bits(scale), bits(softcap or 0.0), address(slopes), address(sinks)),
-            *(work, work + 4 * count, out.data_ptr(), self._pass.at),
+            *(work, work + 4 * count, out.data_ptr(), self._pass.at, angles.at),
         )
         return out

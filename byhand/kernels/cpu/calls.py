@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from math import prod
 from threading import Lock
@@ -16,10 +16,10 @@ from torch import Tensor
 from byhand.cache.kv_cache import Batch, KVCache
 from byhand.collector import without_collector
 from byhand.formats import Weight
-from byhand.kernels import native, reference
+from byhand.kernels import Rotary, native, reference
 from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.capture import Arena, Block, Capture, merge
-from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, Pass, Spare, contiguous_angles
+from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, Pass, Spare
 from byhand.kernels.native.compiling import compile_kernels
 from byhand.weights import FORMATS
 
@@ -58,6 +58,8 @@ class Calls:
         self._work = torch.empty(0)
         self._spare = Spare()
         self._pass = Pass()
+        self._angles: MutableMapping[Rotary, Angles] = weakref.WeakKeyDictionary()
+        self._no_angles = Angles(None)
         self._arenas = (Arena(), Arena())
         self._capture: Capture | None = None
         # Each layer's block, None where it cannot be captured; and several as one, by the first: layer, cache, rows.
@@ -153,32 +155,36 @@ class Calls:
                 if x is not None:
                     self._capture.read(x)
 
+    def _angles_of(self, rotary: Rotary | None, batch: Batch) -> Angles:
+        """A rotary embedding's angles of a batch; where a block is captured, they are laid out at each replay."""
+        if rotary is None:
+            return self._no_angles
+        angles = self._angles.get(rotary)
+        if angles is None:
+            angles = self._angles[rotary] = Angles(rotary)
+        if self._capture is not None and angles not in self._capture.angles:
+            self._capture.angles.append(angles)
+        angles.enter(batch)
+        return angles
+
     def _threads_for(self, multiplications: int) -> int:
         return self.threads if multiplications >= SMALL else 1
 
     # Whole blocks.
 
-    def blocks(
-        self,
-        layers: Sequence[Callable[..., Tensor]],
-        x: Tensor,
-        batch: Batch,
-        cache: KVCache,
-        angles: Angles | None = None,
-    ) -> Tensor:
+    def blocks(self, layers: Sequence[Callable[..., Tensor]], x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """`reference.blocks`, with few rows as one call. The next call may overwrite the result."""
         rows = x.shape[0]
         if not self.fuse or rows > CAPTURED_ROWS:
-            return reference.blocks(layers, x, batch, cache, angles)
+            return reference.blocks(layers, x, batch, cache)
         self._pass.enter(batch)
-        self._pass.turn(angles)
         if self._pass.most_rows >= MANY_QUERIES:
-            return reference.blocks(layers, x, batch, cache, angles)
+            return reference.blocks(layers, x, batch, cache)
         merged = self._merged(layers, cache, rows)
         if merged is not None:
-            return self._replay(merged, x)
+            return self._replay(merged, x, batch)
         for layer in layers:
-            x = self._block(layer, x, batch, cache, angles)
+            x = self._block(layer, x, batch, cache)
         return x
 
     def _merged(self, layers: Sequence[Callable[..., Tensor]], cache: KVCache, rows: int) -> Block | None:
@@ -195,31 +201,25 @@ class Calls:
         block = self.captured.get((id(layer), id(cache), rows))
         return block if block is not None and block.is_of([layer], cache) else None
 
-    def _replay(self, block: Block, x: Tensor) -> Tensor:
+    def _replay(self, block: Block, x: Tensor, batch: Batch) -> Tensor:
         block.take(x)
+        for angles in block.capture.angles:
+            angles.enter(batch)
         self._start(block.at, block.count, block.capture.threads)
         return block.out
 
-    def _block(
-        self, layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache, angles: Angles | None
-    ) -> Tensor:
+    def _block(self, layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """One of them by itself: captured the first time, unless it cannot be."""
         key = (id(layer), id(cache), x.shape[0])
         block = self._known(layer, cache, x.shape[0])
         if block is not None:
-            return self._replay(block, x)
+            return self._replay(block, x, batch)
         if key in self.captured and self.captured[key] is None:
-            return reference.blocks([layer], x, batch, cache, angles)
-        return self._capture_block(key, layer, x, batch, cache, angles)
+            return reference.blocks([layer], x, batch, cache)
+        return self._capture_block(key, layer, x, batch, cache)
 
     def _capture_block(
-        self,
-        key: tuple[int, int, int],
-        layer: Callable[..., Tensor],
-        x: Tensor,
-        batch: Batch,
-        cache: KVCache,
-        angles: Angles | None,
+        self, key: tuple[int, int, int], layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache
     ) -> Tensor:
         """Run a block kernel by kernel, and keep the list if nothing but kernels made its result."""
         first, second = self._arenas
@@ -230,11 +230,11 @@ class Calls:
             x = outside.take(*x.shape).copy_(x)
         capture = self._capture = Capture(x, inside)
         try:
-            out = reference.blocks([layer], x, batch, cache, angles)
+            out = reference.blocks([layer], x, batch, cache)
         finally:
             self._capture = None
         capture.read(out)
-        is_whole = capture.is_whole and contiguous_angles(angles) and inside.holds(out)
+        is_whole = capture.is_whole and inside.holds(out)
         self.captured[key] = Block([weakref.ref(layer)], weakref.ref(cache), capture, out) if is_whole else None
         self.captured_all.clear()  # the one that was captured before may be a part of any
         return out if is_whole else out.clone()

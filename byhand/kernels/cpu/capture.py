@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byhand.kernels.cpu.operands import Angles
 from byhand.kernels.native.team import ENTRY
 
 # Numbers in a piece of an arena, at least: 1 MiB of float32.
@@ -61,13 +62,17 @@ class Arena:
 
 @dataclass(slots=True)
 class Capture:
-    """The list of kernels of one block. `kept` are the tables and tensors whose addresses are in it."""
+    """The list of kernels of one block. `kept` are the tables and tensors whose addresses are in it.
+
+    `angles` are those that it reads, and that must be laid out for each pass.
+    """
 
     x: Tensor
     arena: Arena
     entries: array[int] = field(default_factory=lambda: array("q"))
     names: list[str] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
+    angles: list[Angles] = field(default_factory=list)
     threads: int = 1
     is_whole: bool = True
 
@@ -92,6 +97,7 @@ class Capture:
         self.entries += other.entries
         self.names += other.names
         self.kept += other.kept
+        self.angles += [angles for angles in other.angles if angles not in self.angles]
         self.threads = max(self.threads, other.threads)
 
 

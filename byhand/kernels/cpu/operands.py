@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from array import array
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
@@ -14,10 +16,9 @@ from torch import Tensor
 from byhand.cache.kv_cache import Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.formats import Weight, formats
+from byhand.kernels import Rotary
 from byhand.kernels.native.panels import WIDE
 from byhand.weights import FORMATS
-
-Angles = tuple[Tensor, Tensor]
 
 
 def address(tensor: Tensor | None) -> int:
@@ -111,15 +112,14 @@ class LayerCache:
 class Pass:
     """What changes from pass to pass, in a table that stays where it is, so that captured blocks find it.
 
-    The table: rows, slots, plan, the longest context, cos, sin, runs, how many. The plan (rows, 2) is each row's
-    position and the address of its run's pages; the runs (runs, 4) are first row, rows, address of the pages, context.
+    The table: rows, slots, plan, the longest context, runs, how many. The plan (rows, 2) is each row's position and
+    the address of its run's pages; the runs (runs, 4) are first row, rows, address of the pages, context.
     """
 
     def __init__(self) -> None:
-        self.table = array("q", [0] * 8)
+        self.table = array("q", [0] * 6)
         self.at = self.table.buffer_info()[0]
         self.batch: Batch | None = None
-        self.angles: Angles | None = None
         self.most_rows = 0  # of one run
 
     def enter(self, batch: Batch) -> None:
@@ -140,16 +140,25 @@ class Pass:
         self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
         self.table[0], self.table[1] = len(plan) // 2, batch.slots.data_ptr()
         self.table[2], self.table[3] = plan.buffer_info()[0], max(batch.context_lens, default=0)
-        self.table[6], self.table[7] = runs.buffer_info()[0], len(batch.context_lens)
-
-    def turn(self, angles: Angles | None) -> None:
-        """The angles (N, head_dim) of the rows' positions from here on."""
-        if angles is not self.angles:
-            self.angles = angles
-            cos, sin = (0, 0) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
-            self.table[4], self.table[5] = cos, sin
+        self.table[4], self.table[5] = runs.buffer_info()[0], len(batch.context_lens)
 
 
-def contiguous_angles(angles: Angles | None) -> bool:
-    """Whether the angles lie as the kernels read them."""
-    return angles is None or all(angle.is_contiguous() and angle.dtype == torch.float32 for angle in angles)
+class Angles:
+    """The cosines and sines that one rotary embedding gives a pass, in a table that stays where it is.
+
+    The table: address of cos, address of sin, (N, head_dim) float32 each; zeros where nothing is rotated.
+    """
+
+    def __init__(self, rotary: Rotary | None) -> None:
+        # Weakly: the kernels must not keep a closed model's.
+        self._rotary: Callable[[], Rotary | None] = weakref.ref(rotary) if rotary is not None else lambda: None
+        self._batch: Batch | None = None
+        self.table = array("q", [0, 0])
+        self.at = self.table.buffer_info()[0]
+
+    def enter(self, batch: Batch) -> None:
+        """Lay out those of a batch's positions, unless it is the one that lies there already."""
+        if batch is not self._batch and (rotary := self._rotary()) is not None:
+            cos, sin = rotary(batch.position_ids)
+            self._batch, self._cos, self._sin = batch, cos.contiguous(), sin.contiguous()
+            self.table[0], self.table[1] = self._cos.data_ptr(), self._sin.data_ptr()

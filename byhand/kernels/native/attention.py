@@ -265,8 +265,14 @@ def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
 
 def write_keys(at, here, row, work):
     """Put a row's keys, rotated if there are angles, and its values into their slot."""
-    k, v, kv_heads, head_dim = argument(at, 4), argument(at, 6), argument(at, 9), argument(at, 10)
-    cos, sin, size = argument(here, 4), argument(here, 5), kv_heads * head_dim
+    k, v, kv_heads, head_dim, angles = (
+        argument(at, 4),
+        argument(at, 6),
+        argument(at, 9),
+        argument(at, 10),
+        argument(at, 22),
+    )
+    cos, sin, size = argument(angles, 0), argument(angles, 1), kv_heads * head_dim
     offset = integer(argument(here, 1) + 8 * row) * size * BYTES
     key = k + row * argument(at, 5)
     if cos != 0:
@@ -282,12 +288,14 @@ def write_kv(at, partition):
     """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
     Arguments of all three: partitions, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads,
-    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and the table of the pass: rows,
-    slots, plan, longest context, cos, sin. The plan (rows, 2) is each row's position and the address of its run's
-    pages. `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers, `turned` as many as q.
+    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and two tables. The pass's: rows,
+    slots, plan, longest context, runs, how many; the plan (rows, 2) is each row's position and the address of its
+    run's pages. The angles': cos, sin. `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers,
+    `turned` as many as q.
     """
     partitions, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
-    cos, sin, scale = argument(here, 4), argument(here, 5), fraction(at, 14)
+    angles, scale = argument(at, 22), fraction(at, 14)
+    cos, sin = argument(angles, 0), argument(angles, 1)
     if partition == 0:
         put_integer(argument(at, 1), 0)
     rows = argument(here, 0)

@@ -205,7 +205,7 @@ def attend_many(at, partition):
     width, step = (head_dim + LANES - 1) // LANES * LANES, max(1, ROWS * kv_heads // heads)
     most = step * (heads // kv_heads)
     work = argument(at, 18) + 4 * partition * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
-    runs, count = argument(here, 6), argument(here, 7)
+    runs, count = argument(here, 4), argument(here, 5)
     while True:
         ticket = take_ticket(argument(at, 1), 1)
         run = 0

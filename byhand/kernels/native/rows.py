@@ -30,6 +30,16 @@ bend = silu
 
 
 @inlined
+def add_row(y, x, size):
+    """y += x, (size,)."""
+    whole = size // LANES * LANES
+    for at in range(0, whole, LANES):
+        store(y + 4 * at, load_float32(x + 4 * at) + load_float32(y + 4 * at))
+    for at in range(whole, size):
+        put(y + 4 * at, one_float32(x + 4 * at) + one_float32(y + 4 * at))
+
+
+@inlined
 def norm_row(source, weight, eps, target, size):
     """One row over its root mean square, times weight."""
     whole = size // LANES * LANES
@@ -51,12 +61,14 @@ def norm_row(source, weight, eps, target, size):
 def rms_norm(at, partition):
     """y (rows, size) = x over its root mean square, times weight.
 
-    Arguments: partitions, x, weight, eps, y, rows, size.
+    Arguments: partitions, x, weight, eps, y, rows, size, residual, which is added unless it is 0.
     """
     partitions, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
-    y, rows, size = argument(at, 4), argument(at, 5), argument(at, 6)
+    y, rows, size, residual = argument(at, 4), argument(at, 5), argument(at, 6), argument(at, 7)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         norm_row(x + 4 * row * size, weight, eps, y + 4 * row * size, size)
+        if residual != 0:
+            add_row(y + 4 * row * size, residual + 4 * row * size, size)
 
 
 @inlined
@@ -97,11 +109,16 @@ def centre_row(source, weight, bias, eps, target, size):
 
 
 def layer_norm(at, partition):
-    """y (rows, size) = x, each row centred and scaled. Arguments: partitions, x, weight, bias, eps, y, rows, size."""
+    """y (rows, size) = x, each row centred and scaled.
+
+    Arguments: partitions, x, weight, bias, eps, y, rows, size, residual, which is added unless it is 0.
+    """
     partitions, x, weight, bias = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    eps, y, rows, size = fraction(at, 4), argument(at, 5), argument(at, 6), argument(at, 7)
+    eps, y, rows, size, residual = fraction(at, 4), argument(at, 5), argument(at, 6), argument(at, 7), argument(at, 8)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         centre_row(x + 4 * row * size, weight, bias, eps, y + 4 * row * size, size)
+        if residual != 0:
+            add_row(y + 4 * row * size, residual + 4 * row * size, size)
 
 
 def curve(at, partition):

@@ -180,8 +180,11 @@ def dynamic_frequencies(
 FEW = 64
 
 
-class Rotary:
-    """Turns positions into the cosines and sines by which queries and keys are rotated."""
+class RotaryEmbedding:
+    """Turns positions into the cosines and sines by which queries and keys are rotated.
+
+    A model has one for each kind of layer; what it said last it says again, for all layers of a pass ask it.
+    """
 
     def __init__(self, parameters: RopeParameters, head_dim: int, device: torch.device) -> None:
         self._parameters = parameters
@@ -190,9 +193,15 @@ class Rotary:
         scaling = parameters.scaling
         self.attention_factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
         self._known = torch.empty(2, 0, head_dim)
+        self._last: tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]] = (None, (self._known, self._known))
 
     def __call__(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, (N, head_dim) float32 each; the second half of the dimensions repeats the first."""
+        if self._last[0] is not position_ids:
+            self._last = position_ids, self._look_up(position_ids)
+        return self._last[1]
+
+    def _look_up(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if position_ids.shape[0] > FEW or position_ids.device.type != "cpu":
             return self.compute(position_ids)
         longest = max(position_ids.tolist(), default=0)
