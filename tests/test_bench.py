@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import sys
@@ -25,6 +26,7 @@ from byhand.bench.scenarios import SCENARIOS, Scenario, prompts, scenarios_named
 from byhand.bench.shapes import SHAPES, tensors_of
 from byhand.bench.summary import summarise
 from byhand.cli.main import main
+from byhand.cli.views.benchmark import _of_captured
 from byhand.errors import BadRequest
 
 DECODE = replace(SCENARIOS["decode"], prompt=16, new=6)
@@ -430,6 +432,15 @@ def test_the_table_and_the_profile(
     assert CONTROL in printed, told
     for part in ("attention", "gate, up", "down", "head", "choice", "record"):
         assert part in printed
+    assert re.search(r"(\d+) of \1 blocks, the last norm among them, run as one call$", printed, re.M)
+
+
+def test_the_profile_says_what_is_not_captured() -> None:
+    captured = {"blocks": 3, "captured": 2, "torch": ["add", "mul"], "uncaptured": ["a reason"]}
+    assert _of_captured(captured) == (
+        "2 of 3 blocks, the last norm among them, run as one call; between kernels torch computes add, mul; "
+        "not captured: a reason"
+    )
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
     engine = llm.engine
     kernels: Any = llm.model.kernels
     plain = _medians(_tokens(llm, prompt, count, clock))["step"]
+    captured = kernels.captured_with(1) if hasattr(kernels, "captured_with") else None
     with ExitStack() as stack:
         _wrap_engine(stack, engine, clock)
         stack.enter_context(wrapped(kernels, ["blocks"], clock, lambda *_: "blocks"))
@@ -188,7 +189,8 @@ def profile(llm: LLM, prompt: list[int], count: int = 48) -> dict[str, Any]:
         _wrap_engine(stack, engine, clock)
         stack.enter_context(wrapped(kernels, kernel_names(kernels), clock, label))
         split = _medians(_tokens(llm, prompt, count, clock))
-    return {"context": len(prompt), "seconds": plain, "step": step, "split": split, **record_share(step)}
+    times = {"seconds": plain, "step": step, "split": split, **record_share(step)}
+    return {"context": len(prompt), "captured": captured, **times}
 
 
 def record_share(step: dict[str, float]) -> dict[str, float]:

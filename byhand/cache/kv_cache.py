@@ -36,6 +36,11 @@ class Batch:
     context_lens: tuple[int, ...]  # R
     page_tables: tuple[tuple[int, ...], ...]  # R lists of pages, in order of position
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that differs from pass to pass."""
+        return [self.input_ids, self.position_ids, self.slots]
+
 
 class KVCache:
     """Keys and values of every layer, in pages: (num_pages, PAGE_SIZE, num_key_value_heads, head_dim) float32 each."""

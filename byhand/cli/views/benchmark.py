@@ -121,6 +121,17 @@ def _print_profile(console: Console, entry: Figures) -> None:
     for place in range(max(len(step), len(split))):
         table.add_row(*(step[place] if place < len(step) else ("",) * 3), *(split[place] if place < len(split) else ()))
     console.print(table)
+    if figures.get("captured") is not None:
+        console.print(Text(_of_captured(figures["captured"]), style=QUIET))
+
+
+def _of_captured(captured: Figures) -> str:
+    """How much of the model runs as one call, and what does not."""
+    lines = [f"{captured['captured']} of {captured['blocks']} blocks, the last norm among them, run as one call"]
+    if captured["torch"]:
+        lines.append(f"between kernels torch computes {', '.join(captured['torch'])}")
+    lines += [f"not captured: {why}" for why in captured["uncaptured"]]
+    return "; ".join(lines)
 
 
 def _parts(times: Figures) -> list[tuple[str, str, str]]:

@@ -6,9 +6,11 @@ import struct
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from math import prod
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +21,10 @@ from byhand.formats import Weight
 from byhand.kernels import Rotary, native, reference
 from byhand.kernels.cpu import expected
 from byhand.kernels.cpu.capture import Arena, Block, Capture, merge
+from byhand.kernels.cpu.gaps import Gaps, same_bits
 from byhand.kernels.cpu.operands import Angles, LayerCache, Matrix, Pass, Spare
 from byhand.kernels.native.compiling import compile_kernels
+from byhand.kernels.native.team import ENTRY
 from byhand.weights import FORMATS
 
 # Rows of one run from which attention takes blocks of them.
@@ -65,6 +69,9 @@ class Calls:
         # Each layer's block, None where it cannot be captured; and several as one, by the first: layer, cache, rows.
         self.captured: dict[tuple[int, int, int], Block | None] = {}
         self.captured_all: dict[tuple[int, int, int], Block] = {}
+        self.uncaptured: list[str] = []  # why, for people
+        # Kinds of layers in which torch computed nothing when somebody looked on: to look costs a prompt a tenth.
+        self._kernels_only: set[type] = set()
 
     # Kernels, and what they work on.
 
@@ -162,9 +169,10 @@ class Calls:
         angles = self._angles.get(rotary)
         if angles is None:
             angles = self._angles[rotary] = Angles(rotary)
-        if self._capture is not None and angles not in self._capture.angles:
-            self._capture.angles.append(angles)
-        angles.enter(batch)
+        if self._capture is None:
+            angles.enter(batch)
+        else:
+            self._capture.read_angles(angles, batch)
         return angles
 
     def _threads_for(self, multiplications: int) -> int:
@@ -187,11 +195,21 @@ class Calls:
             x = self._block(layer, x, batch, cache)
         return x
 
+    def captured_with(self, rows: int) -> dict[str, Any]:
+        """Of the blocks that have run with so many rows: how many, how many of them are captured, and what is not.
+
+        `torch`: the operations of torch's that run between kernels. `uncaptured`: why blocks run kernel by kernel.
+        """
+        blocks = [block for (_, _, count), block in self.captured.items() if count == rows]
+        captured = [block.capture for block in blocks if block is not None]
+        names = sorted({gap.name for capture in captured for _, gap in capture.gaps})
+        return {"blocks": len(blocks), "captured": len(captured), "torch": names, "uncaptured": self.uncaptured}
+
     def _merged(self, layers: Sequence[Callable[..., Tensor]], cache: KVCache, rows: int) -> Block | None:
         """All the blocks as one, if each is captured and reads what the one before it has left."""
         first = (id(layers[0]), id(cache), rows)
         merged = self.captured_all.get(first)
-        if merged is None or not merged.is_of(layers, cache):
+        if merged is None or not merged.is_of(layers, cache) or not merged.is_alive:
             merged = merge([self._known(layer, cache, rows) for layer in layers])
             if merged is not None:
                 self.captured_all[first] = merged
@@ -205,18 +223,35 @@ class Calls:
         block.take(x)
         for angles in block.capture.angles:
             angles.enter(batch)
-        self._start(block.at, block.count, block.capture.threads)
+        done, threads = 0, block.capture.threads
+        for start, gap in block.capture.gaps:
+            if start > done:
+                self._start(block.at + 8 * ENTRY * done, start - done, threads)
+            done = start
+            gap.run()
+        if block.count > done:
+            self._start(block.at + 8 * ENTRY * done, block.count - done, threads)
+        for _, gap in block.capture.gaps:
+            gap.fresh = []  # views, which would keep a closed model's tensors
         return block.out
 
     def _block(self, layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache) -> Tensor:
         """One of them by itself: captured the first time, unless it cannot be."""
         key = (id(layer), id(cache), x.shape[0])
         block = self._known(layer, cache, x.shape[0])
-        if block is not None:
+        if block is None:
+            if key in self.captured and self.captured[key] is None:
+                return reference.blocks([layer], x, batch, cache)
+            return self._capture_block(key, layer, x, batch, cache)
+        if block.is_alive and block.is_checked:
             return self._replay(block, x, batch)
-        if key in self.captured and self.captured[key] is None:
-            return reference.blocks([layer], x, batch, cache)
-        return self._capture_block(key, layer, x, batch, cache)
+        x = x.clone()  # it may lie where this block works
+        found = self._replay(block, x, batch).clone() if block.is_alive else None
+        truth = reference.blocks([layer], x, batch, cache)
+        block.is_checked = found is not None and same_bits(found, truth)
+        if not block.is_checked:
+            self._leave(key, "what torch computes in it differs from pass to pass in more than its input")
+        return truth
 
     def _capture_block(
         self, key: tuple[int, int, int], layer: Callable[..., Tensor], x: Tensor, batch: Batch, cache: KVCache
@@ -229,12 +264,30 @@ class Calls:
             outside.restart()
             x = outside.take(*x.shape).copy_(x)
         capture = self._capture = Capture(x, inside)
+        is_watched = type(layer) not in self._kernels_only
+        if is_watched:
+            capture.watch = Gaps(lambda: len(capture.names), capture.holds, batch.tensors)
         try:
-            out = reference.blocks([layer], x, batch, cache)
+            with capture.watch or nullcontext():
+                out = reference.blocks([layer], x, batch, cache)
         finally:
             self._capture = None
-        capture.read(out)
-        is_whole = capture.is_whole and inside.holds(out)
-        self.captured[key] = Block([weakref.ref(layer)], weakref.ref(cache), capture, out) if is_whole else None
+        out = capture.finish(out)
         self.captured_all.clear()  # the one that was captured before may be a part of any
-        return out if is_whole else out.clone()
+        if not capture.why:
+            if not capture.gaps:
+                self._kernels_only.add(type(layer))
+            self.captured[key] = Block([weakref.ref(layer)], weakref.ref(cache), capture, out)
+            return out
+        if is_watched:
+            self._leave(key, capture.why)
+        self._kernels_only.discard(type(layer))  # the next time somebody looks on
+        return out.clone()
+
+    def _leave(self, key: tuple[int, int, int], why: str) -> None:
+        """Capture a block no more, and say so once."""
+        self.captured[key] = None
+        self.captured_all.clear()
+        if why not in self.uncaptured:
+            self.uncaptured.append(why)
+            self._note(f"the model has a block that runs kernel by kernel, which is slower: {why}")

@@ -11,6 +11,7 @@ import ctypes
 import weakref
 from array import array
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byhand.cache.kv_cache import Batch
+from byhand.kernels.cpu.gaps import Gap, Gaps, is_alive
 from byhand.kernels.cpu.operands import Angles
 from byhand.kernels.native.team import ENTRY
 
@@ -64,7 +67,9 @@ class Arena:
 class Capture:
     """The list of kernels of one block. `kept` are the tables and tensors whose addresses are in it.
 
-    `angles` are those that it reads, and that must be laid out for each pass.
+    `angles` are those that it reads, and that must be laid out for each pass. `gaps` are operations of torch's between
+    its kernels, each with the number of kernels before it, found by `watch` if that looks on. `why`: what makes the
+    list useless, if anything does.
     """
 
     x: Tensor
@@ -73,17 +78,45 @@ class Capture:
     names: list[str] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
     angles: list[Angles] = field(default_factory=list)
+    gaps: list[tuple[int, Gap]] = field(default_factory=list)
+    watch: Gaps | None = None
     threads: int = 1
-    is_whole: bool = True
+    why: str = ""
 
     def take(self, *shape: int) -> Tensor:
         """Memory for a result."""
         return self.arena.take(*shape)
 
+    def holds(self, x: Tensor) -> bool:
+        """Whether x lies in what the block was given, or in what it works in."""
+        first = self.x.data_ptr()
+        return first <= x.data_ptr() < first + 4 * self.x.numel() or self.arena.holds(x)
+
     def read(self, x: Tensor) -> None:
         """Note that a kernel reads x. What something else has made would be missing when the list is run again."""
-        if x.data_ptr() != self.x.data_ptr() and not self.arena.holds(x):
-            self.is_whole = False
+        if not self.holds(x) and not (self.watch is not None and self.watch.knows(x)):
+            self.why = self.why or "a kernel reads what no kernel of this block has made"
+
+    def read_angles(self, angles: Angles, batch: Batch) -> None:
+        """Note that a kernel reads these; they are laid out at each replay."""
+        if angles not in self.angles:
+            self.angles.append(angles)
+        with nullcontext() if self.watch is None else self.watch.aside():
+            angles.enter(batch)
+
+    def finish(self, out: Tensor) -> Tensor:
+        """The block's result, where the next one finds it; the list is whole then, or `why` says why not."""
+        self.read(out)
+        if self.watch is not None:
+            if not self.arena.holds(out) and self.watch.knows(out):
+                with self.watch:
+                    out = self.take(*out.shape).copy_(out)
+            self.why = self.watch.why or self.why
+            self.gaps = [(gap.start, gap) for gap in self.watch.needed()]
+            self.watch = None
+        if not self.arena.holds(out):
+            self.why = self.why or "the block gives back what it was given"
+        return out
 
     def add(self, name: str, address: int, table: array[int], threads: int) -> None:
         """Note a call."""
@@ -94,6 +127,7 @@ class Capture:
 
     def extend(self, other: Capture) -> None:
         """Add another's calls behind."""
+        self.gaps += [(len(self.names) + start, gap) for start, gap in other.gaps]
         self.entries += other.entries
         self.names += other.names
         self.kept += other.kept
@@ -104,21 +138,29 @@ class Capture:
 class Block:
     """A captured block, or several in a row: the inlet, the list of kernels, and the result."""
 
-    __slots__ = ("at", "cache", "capture", "count", "layers", "out", "x_at", "x_bytes")
+    __slots__ = ("at", "cache", "capture", "count", "is_checked", "layers", "out", "x_at", "x_bytes")
 
     def __init__(self, layers: list[weakref.ref[Any]], cache: weakref.ref[Any], capture: Capture, out: Tensor) -> None:
         # Weakly: the kernels must not keep a closed model's weights.
         self.layers, self.cache, self.capture, self.out = layers, cache, capture, out
         self.at, self.count = capture.entries.buffer_info()[0], len(capture.entries) // ENTRY
         self.x_at, self.x_bytes = capture.x.data_ptr(), 4 * capture.x.numel()
+        # Operations that read what differs from pass to pass in a way that nobody saw give other bits the next time.
+        self.is_checked = not capture.gaps
 
     def is_of(self, layers: Sequence[Any], cache: Any) -> bool:
         """Whether it is these layers': another one may have got the same id since."""
         own = [layer() for layer in self.layers]
         return self.cache() is cache and len(own) == len(layers) and all(map(is_, own, layers))
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether everything that its operations read is there still."""
+        return not self.capture.gaps or is_alive([gap for _, gap in self.capture.gaps])
+
     def take(self, x: Tensor) -> None:
         """Put x where the first kernel reads it, unless the block before has left it there."""
+        x = x.contiguous()
         at = x.data_ptr()
         if at != self.x_at:
             ctypes.memmove(self.x_at, at, self.x_bytes)
@@ -126,10 +168,12 @@ class Block:
 
 def merge(parts: Sequence[Block | None]) -> Block | None:
     """Blocks in a row as one, if there are all of them and each reads where the one before it leaves its result."""
-    blocks = [part for part in parts if part is not None]
+    blocks = [part for part in parts if part is not None and part.is_checked]
     if len(blocks) < len(parts) or any(first.out.data_ptr() != second.x_at for first, second in pairwise(blocks)):
         return None
     whole = Capture(blocks[0].capture.x, blocks[0].capture.arena)
     for block in blocks:
         whole.extend(block.capture)
-    return Block([layer for block in blocks for layer in block.layers], blocks[0].cache, whole, blocks[-1].out)
+    merged = Block([layer for block in blocks for layer in block.layers], blocks[0].cache, whole, blocks[-1].out)
+    merged.is_checked = True
+    return merged
