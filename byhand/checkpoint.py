@@ -85,10 +85,10 @@ class Checkpoint:
                 f"config.json: `quantization_config` {kind}; only unquantized weights and byhand's are read"
             )
         section.integer("version", low=QUANTIZATION_VERSION, high=QUANTIZATION_VERSION)
-        form: str = section.choice("format", ..., quantized_formats())
-        group = formats()[form].group
+        weight_format: str = section.choice("format", ..., quantized_formats())
+        group = formats()[weight_format].group
         section.integer("group_size", low=group, high=group)
-        return form
+        return weight_format
 
     @property
     def weight_bytes(self) -> int:

@@ -77,9 +77,9 @@ def _plan(tensors: dict[str, StoredTensor], dtype: torch.dtype | None = None) ->
 # Matrices in codes.
 
 
-def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]:
+def _plan_codes(name: str, weight: Weight, weight_format: str) -> tuple[Planned, Planned]:
     """The codes, which are made and written block by block, and the scales, which come of that and are written next."""
-    parts = formats()[form].parts(weight.shape)
+    parts = formats()[weight_format].parts(weight.shape)
     kept: list[torch.Tensor] = []
 
     def codes() -> Iterator[torch.Tensor]:
@@ -87,7 +87,7 @@ def _plan_codes(name: str, weight: Weight, form: str) -> tuple[Planned, Planned]
         scales, row = torch.empty(parts[1].shape, dtype=parts[1].torch_dtype), 0
         kept.append(scales)
         try:
-            for some_codes, some_scales in quantize_blocks(weight, form):
+            for some_codes, some_scales in quantize_blocks(weight, weight_format):
                 scales[row : row + len(some_scales)] = some_scales
                 row += len(some_scales)
                 yield some_codes
@@ -124,9 +124,11 @@ def _write(checkpoint: Checkpoint, target: Path, tensors: list[Planned], changes
 
 def _open_float(source: str | Path | None, revision: str | None) -> Checkpoint:
     checkpoint = open_checkpoint(source, revision)
-    if (form := checkpoint.quantized_as()) is not None:
+    if (weight_format := checkpoint.quantized_as()) is not None:
         raise BadRequest(
-            f"{checkpoint.folder} is quantised to {form} already", param="source", hint="give what it was made from"
+            f"{checkpoint.folder} is quantised to {weight_format} already",
+            param="source",
+            hint="give what it was made from",
         )
     return checkpoint
 
@@ -143,24 +145,26 @@ def convert(source: str | Path | None, target: Path, dtype: str | None = None, r
     return target
 
 
-def quantize_checkpoint(source: str | Path | None, target: Path, form: str, revision: str | None = None) -> Quantized:
+def quantize_checkpoint(
+    source: str | Path | None, target: Path, weight_format: str, revision: str | None = None
+) -> Quantized:
     """Write a checkpoint with its matrices in `int8` or `int4` into a new or empty folder, which loads at once.
 
     Every matrix that a product reads is quantised, the embedding and the head too, tied or not. Norms, biases and
     tables of positions stay as they are stored.
     """
-    format_ = check_quantized(form, "form")
+    format_ = check_quantized(weight_format, "format")
     check_new(target)
     checkpoint = _open_float(source, revision)
     weights = _read_strictly(checkpoint)
     matrices, needed = weights.matrices(), weights.needed()
     kept = _plan({name: stored for name, stored in needed.items() if name not in matrices})
-    coded = [planned for name, weight in matrices.items() for planned in _plan_codes(name, weight, form)]
+    coded = [planned for name, weight in matrices.items() for planned in _plan_codes(name, weight, weight_format)]
     tensors = [*kept, *coded]
     said = {
         "quant_method": "byhand",
         "version": QUANTIZATION_VERSION,
-        "format": form,
+        "format": weight_format,
         "group_size": format_.group,
         "source": str(checkpoint.identity),
         "parameters": sum(stored.read().numel() for stored in needed.values()),

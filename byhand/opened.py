@@ -77,9 +77,9 @@ class Opened:
         cached_as = _cache_dtype(_word(cache_dtype))
         with without_collector():
             backend = open_kernels(kernels, place, self._note, threads=threads, prefill=prefill)
-        form = quantize or format_of(self.checkpoint, dtype)
+        weight_format = quantize or format_of(self.checkpoint, dtype)
         with ThreadPoolExecutor(1, "byhand-prepare") as beside:
-            loaded = beside.submit(backend.load, form, cached_as)
+            loaded = beside.submit(backend.load, weight_format, cached_as)
             self._model: Model | None = build(
                 self.checkpoint, backend, dtype=dtype, device=place, quantize=quantize, note=self._note
             )

@@ -10,25 +10,25 @@ import torch
 from byhand.formats import Weight, check_quantized, formats
 
 
-def shrinker(form: str) -> Callable[[Weight], Weight]:
+def shrinker(weight_format: str) -> Callable[[Weight], Weight]:
     """`quantize` into a format that is checked at once."""
-    check_quantized(form, "quantize")
-    return partial(quantize, form=form)
+    check_quantized(weight_format, "quantize")
+    return partial(quantize, weight_format=weight_format)
 
 
-def quantize_blocks(weight: Weight, form: str) -> Iterator[tuple[torch.Tensor, ...]]:
+def quantize_blocks(weight: Weight, weight_format: str) -> Iterator[tuple[torch.Tensor, ...]]:
     """The parts of a float weight in a format, block of rows by block: no float copy of the whole is ever held."""
-    return formats()[form].quantize_blocks(weight)
+    return formats()[weight_format].quantize_blocks(weight)
 
 
-def quantize(weight: Weight, form: str) -> Weight:
+def quantize(weight: Weight, weight_format: str) -> Weight:
     """A float weight in a quantised format."""
-    parts = check_quantized(form, "quantize").parts(weight.shape)
+    parts = check_quantized(weight_format, "quantize").parts(weight.shape)
     tensors = [torch.empty(part.shape, dtype=part.torch_dtype, device=weight.device) for part in parts]
     row = 0
-    for block in quantize_blocks(weight, form):
+    for block in quantize_blocks(weight, weight_format):
         end = row + len(block[0])
         for tensor, some in zip(tensors, block, strict=True):
             tensor[row:end] = some
         row = end
-    return Weight(form, tuple(tensors), weight.shape)
+    return Weight(weight_format, tuple(tensors), weight.shape)

@@ -110,9 +110,10 @@ def verify(
     """
     if max_tokens < 1:
         raise BadRequest(f"`max_tokens` is {max_tokens}; it must be at least 1", param="max_tokens")
-    if (form := llm.checkpoint.quantized_as()) is not None:
+    if (weight_format := llm.checkpoint.quantized_as()) is not None:
         raise BadRequest(
-            f"{llm.name} is quantised to {form}, which transformers cannot read", hint="verify what it was made from"
+            f"{llm.name} is quantised to {weight_format}, which transformers cannot read",
+            hint="verify what it was made from",
         )
     judge = _Judge(llm, max_tokens)
     all_ids = [llm.encode(prompt) for prompt in prompts]

@@ -132,8 +132,8 @@ def format_of(checkpoint: Checkpoint, dtype: str = "auto") -> str:
     """The format that the matrices will have, as far as it can be told before they are mapped; else float32."""
     if dtype != "auto":
         return dtype
-    if (form := checkpoint.quantized_as()) is not None:
-        return form
+    if (weight_format := checkpoint.quantized_as()) is not None:
+        return weight_format
     try:
         header = read_header(checkpoint.weight_files[0])
     except BadWeights:  # a pickle has none; what is wrong with a file is said by whoever maps it
@@ -154,7 +154,7 @@ class _Book:
     dtype: torch.dtype | None
     device: torch.device
     shrink: Callable[[Weight], Weight] | None
-    quantized: str | None  # the form of matrices that are stored as codes and scales
+    quantized: str | None  # the format of matrices that are stored as codes and scales
     used: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
     matrices: dict[str, Weight] = field(default_factory=dict)

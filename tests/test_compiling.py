@@ -13,7 +13,7 @@ from byhand.cli.waiting import Waiting
 from byhand.kernels.native import compiled, compiling, kernel
 from byhand.notes import Progress
 
-SMALL = ["round_rows", "pack_float32", "curve_relu"]
+SMALL = ["round_rows", "pack_float32", "act_relu"]
 
 
 class Now:
@@ -78,12 +78,12 @@ def test_all_are_compiled_whatever_becomes_of_the_helpers(
 
 
 def test_kernels_of_the_same_functions_stay_together_and_the_longest_are_first() -> None:
-    names = ["round_rows", "gated_int8", "attend_many_float32", "linear_int8", "curve_relu"]
+    names = ["round_rows", "gated_int8", "attend_many_float32", "linear_int8", "act_relu"]
     assert [sorted(group) for group in compiling.in_groups(names)] == [
         ["attend_many_float32"],
         ["gated_int8", "linear_int8"],
         ["round_rows"],
-        ["curve_relu"],
+        ["act_relu"],
     ]
 
 

@@ -212,7 +212,7 @@ def test_rotate_turns_pairs_of_dimensions(kernels: Kernels) -> None:
 
 
 @EACH_BACKEND
-def test_curves(kernels: Kernels) -> None:
+def test_activations(kernels: Kernels) -> None:
     x, up = torch.linspace(-6, 6, 97), torch.randn(97)
     wide = x.double()
     assert torch.equal(kernels.relu(x), x.clamp(min=0))
@@ -220,9 +220,9 @@ def test_curves(kernels: Kernels) -> None:
     inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
     assert close(kernels.gelu_tanh(x), wide * 0.5 * (1 + torch.tanh(inner)))
     assert close(kernels.silu(x), wide / (1 + torch.exp(-wide)))
-    assert close(kernels.curve_mul("silu", x, up), wide / (1 + torch.exp(-wide)) * up)
-    for curve in ("relu", "gelu", "gelu_tanh", "silu"):
-        assert torch.equal(kernels.curve_mul(curve, x, up), getattr(kernels, curve)(x) * up)
+    assert close(kernels.act_and_mul("silu", x, up), wide / (1 + torch.exp(-wide)) * up)
+    for name in ("relu", "gelu", "gelu_tanh", "silu"):
+        assert torch.equal(kernels.act_and_mul(name, x, up), getattr(kernels, name)(x) * up)
 
 
 def ragged(

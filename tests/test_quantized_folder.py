@@ -234,7 +234,7 @@ def test_a_tied_pair_that_is_stored_twice(tmp_path: Path) -> None:
 
 def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "old")
-    with pytest.raises(BadRequest, match="form is 'int3'; it must be one of int8, int4"):
+    with pytest.raises(BadRequest, match="format is 'int3'; it must be one of int8, int4"):
         quantize_checkpoint(folder, tmp_path / "new", "int3")
     with pytest.raises(BadRequest, match="exists already; it must be a new or an empty folder"):
         quantize_checkpoint(folder, folder, "int8")

@@ -89,7 +89,7 @@ def test_rows_of_a_table(form: str) -> None:
         assert close(kernels.embedding(ids, weight), exact(weight)[ids], 1e-7), (rows, inner, vocab)
 
 
-def test_norms_and_curves() -> None:
+def test_norms_and_activations() -> None:
     for kernels, rows, size, _ in shapes("rows", 40, 30, 3000, 1):
         x, gain, shift = torch.randn(rows, size) * 3 + 1, torch.randn(size), torch.randn(size)
         wide = x.double()
@@ -101,7 +101,7 @@ def test_norms_and_curves() -> None:
         gelu, tanh = torch.nn.functional.gelu(wide), torch.nn.functional.gelu(wide, approximate="tanh")
         for name, truth in {"silu": silu(wide), "gelu": gelu, "gelu_tanh": tanh, "relu": wide.clamp(min=0)}.items():
             assert close(getattr(kernels, name)(x), truth, BOUND), (name, rows, size)
-        assert close(kernels.curve_mul("silu", x, x.flip(0)), silu(wide) * wide.flip(0), BOUND), (rows, size)
+        assert close(kernels.act_and_mul("silu", x, x.flip(0)), silu(wide) * wide.flip(0), BOUND), (rows, size)
 
 
 def test_surveys() -> None:

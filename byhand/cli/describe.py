@@ -80,7 +80,7 @@ def _opened(source: str | None, revision: str | None, checkpoint: Checkpoint) ->
 
 
 def _quantized(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
-    """The form of quantised weights, and why they cannot be read."""
+    """The format of quantised weights, and why they cannot be read."""
     try:
         return checkpoint.quantized_as(), None
     except BadConfig as error:

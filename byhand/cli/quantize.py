@@ -49,10 +49,10 @@ def command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(done: Quantized, form: str) -> dict[str, object]:
+def _as_json(done: Quantized, weight_format: str) -> dict[str, object]:
     return {
         "folder": str(done.folder),
-        "form": form,
+        "form": weight_format,
         "matrices": list(done.matrices),
         "kept": list(done.kept),
         "bytes_before": done.bytes_before,
@@ -60,8 +60,9 @@ def _as_json(done: Quantized, form: str) -> dict[str, object]:
     }
 
 
-def _sentence(done: Quantized, form: str) -> str:
+def _sentence(done: Quantized, weight_format: str) -> str:
+    before, after = (f"{size / 1e6:,.0f} MB" for size in (done.bytes_before, done.bytes_after))
     return (
-        f"written: {done.folder}, {len(done.matrices)} matrices in {form}, {len(done.kept)} small tensors (norms, "
-        f"biases, positions) as they were, {done.bytes_before / 1e6:,.0f} MB to {done.bytes_after / 1e6:,.0f} MB"
+        f"written: {done.folder}, {len(done.matrices)} matrices in {weight_format}, {len(done.kept)} small tensors "
+        f"(norms, biases, positions) as they were, {before} to {after}"
     )

@@ -94,17 +94,20 @@ def formats() -> dict[str, WeightFormat]:
     """All of them by name, those with the most bits first."""
     modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     found = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
-    return {form.name: form for form in sorted(found, key=lambda form: (-form.bits, form.name))}
+    return {
+        weight_format.name: weight_format
+        for weight_format in sorted(found, key=lambda weight_format: (-weight_format.bits, weight_format.name))
+    }
 
 
 def float_formats() -> tuple[str, ...]:
     """Those whose numbers are one tensor of torch's dtype of that name."""
-    return tuple(name for name, form in formats().items() if form.is_float)
+    return tuple(name for name, weight_format in formats().items() if weight_format.is_float)
 
 
 def quantized_formats() -> tuple[str, ...]:
     """Those that are made of codes."""
-    return tuple(name for name, form in formats().items() if not form.is_float)
+    return tuple(name for name, weight_format in formats().items() if not weight_format.is_float)
 
 
 def check_quantized(name: str, param: str) -> WeightFormat:

@@ -31,7 +31,7 @@ class Kernels(Protocol):
     def expect(self, call: str, *weights: Weight) -> None:
         """A layer says that it will call the method of this name, with these weights."""
 
-    def load(self, form: str, cache_dtype: torch.dtype) -> None:
+    def load(self, weight_format: str, cache_dtype: torch.dtype) -> None:
         """Make a beginning, while a model with weights of a format is built: nothing that takes long."""
 
     def prepare(self, head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:
@@ -69,7 +69,7 @@ class Kernels(Protocol):
         """x (..., size) less its mean, over its standard deviation, times weight, plus bias, plus residual."""
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (N, heads, head_dim) turned by its position's angles, cos and sin (N, head_dim)."""
+        """x (N, heads, head_dim) rotated by its position's angles, cos and sin (N, head_dim)."""
 
     def relu(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
@@ -83,8 +83,8 @@ class Kernels(Protocol):
     def silu(self, x: Tensor) -> Tensor:
         """x times its sigmoid."""
 
-    def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
-        """A curve of gate, by its name, times up."""
+    def act_and_mul(self, activation: str, gate: Tensor, up: Tensor) -> Tensor:
+        """An activation function of gate, by its name, times up."""
 
     def attention(
         self,

@@ -26,7 +26,7 @@ def expect(call: str, *weights: Weight) -> None:
     """Whatever comes, nothing is to be made ready: so for `load` and `prepare` too."""
 
 
-def load(form: str, cache_dtype: torch.dtype) -> None:
+def load(weight_format: str, cache_dtype: torch.dtype) -> None:
     """Nothing."""
 
 
@@ -74,7 +74,7 @@ def gated(
     up_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """silu(linear(x, gate)) times linear(x, up)."""
-    return curve_mul("silu", linear(x, gate, gate_bias), linear(x, up, up_bias))
+    return act_and_mul("silu", linear(x, gate, gate_bias), linear(x, up, up_bias))
 
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -109,7 +109,7 @@ def layer_norm(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (N, heads, head_dim) turned by its position's angles; dimension i pairs with i + head_dim / 2."""
+    """x (N, heads, head_dim) rotated by its position's angles; dimension i pairs with i + head_dim / 2."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
@@ -134,12 +134,12 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return functional.silu(x)
 
 
-CURVES = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 
 
-def curve_mul(curve: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """A curve of gate, by its name, times up. arXiv:2002.05202."""
-    return CURVES[curve](gate) * up
+def act_and_mul(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """An activation function of gate, by its name, times up. arXiv:2002.05202."""
+    return ACTIVATIONS[activation](gate) * up
 
 
 def _probabilities(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

@@ -59,14 +59,14 @@ class GatedMLP(Layer):
         if self.function == "silu":
             self.kernels.expect("gated", gate.weight, up.weight)
         else:
-            self.kernels.expect(f"mul_{self.function}")
+            self.kernels.expect(f"act_and_mul_{self.function}")
 
     def gated(self, x: Tensor) -> Tensor:
         """act(gate(x)) · up(x): (N, hidden) → (N, inner)."""
         if self.function == "silu":
             return self.kernels.gated(x, self.gate.weight, self.up.weight, self.gate.bias, self.up.bias)
         gate, up = self.both(x)
-        return self.kernels.curve_mul(self.function, gate, up)
+        return self.kernels.act_and_mul(self.function, gate, up)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (N, hidden) → (N, hidden), added to the residual if there is one."""

@@ -64,7 +64,7 @@ def print_description(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _quality(facts: dict[str, Any]) -> list[tuple[str, Text | str]]:
-    """What a shorter form costs on held-out text; of a model that is quantised already, its own form alone."""
+    """What a shorter format costs on held-out text; of a model that is quantised already, its own format alone."""
     if facts["quality"] is None:
         return []
     kind, measured = next(iter(facts["quality"]["texts"].items()))

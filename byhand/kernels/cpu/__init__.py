@@ -26,7 +26,7 @@ from byhand.kernels.native.chunks import many_numbers
 from byhand.kernels.native.llvm import HAS_PAIR_SUMS
 from byhand.kernels.native.panels import WIDE, packed_size
 
-# Rows from which weights are turned once for all, and from which prefill="fast" rounds activations to bfloat16 for
+# Rows from which weights are transposed once for all, and from which prefill="fast" rounds activations to bfloat16 for
 # weights of any format but float32. Level between 40 and 96 rows, by format and size (benchmarks/crossover.py); in
 # large matrices of exact floats it pays from 16 on.
 MANY_ROWS = 64
@@ -40,9 +40,9 @@ COLUMN_ROWS = 32
 MANY_BEST = 64
 
 
-def are_turned(matrices: Sequence[Matrix], rows: int) -> bool:
-    """Whether matrices are turned for so many rows: all of them must be whole pieces."""
-    return rows >= MANY_ROWS and all(matrix.can_be_turned for matrix in matrices)
+def are_transposed(matrices: Sequence[Matrix], rows: int) -> bool:
+    """Whether matrices are transposed for so many rows: all of them must be whole pieces."""
+    return rows >= MANY_ROWS and all(matrix.can_be_transposed for matrix in matrices)
 
 
 class Cpu(Calls):
@@ -120,16 +120,16 @@ class Cpu(Calls):
             arguments += (matrix.numbers, matrix.scales, matrix.out, address(bias), y.data_ptr())
         arguments += [0] * (15 - len(arguments))
         matrices = [matrix for matrix, _, _ in parts]
-        if are_turned(matrices, rows):
+        if are_transposed(matrices, rows):
             rounded, packed = self._packed(x, first)
             partitions = sum(matrix.tiles for matrix in matrices)
             numbers = (packed, rows, first.inner, address(residual), *arguments)
             self._run(many_rows("linear", first.format, rounded=rounded), self.threads, *numbers, partitions=partitions)
             return
-        form, x, row_bytes = self._activations(x, first)
+        weight_format, x, row_bytes = self._activations(x, first)
         threads = self._threads_for(rows * first.inner * sum(matrix.out for matrix in matrices))
         numbers = (x.data_ptr(), row_bytes, rows, first.inner, address(residual), *arguments)
-        self._run(f"linear_{form}", threads, *numbers)
+        self._run(f"linear_{weight_format}", threads, *numbers)
 
     def _passes(self, matrix: Matrix, rows: int) -> int:
         """In how many passes over the weights a product is made, so that the rows of one stay near."""
@@ -192,9 +192,9 @@ class Cpu(Calls):
             or first.stored_in_columns
             or second.stored_in_columns
         ):
-            return self.curve_mul("silu", self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
+            return self.act_and_mul("silu", self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
         y = self._empty(rows, first.out)
-        if are_turned([first, second], rows):
+        if are_transposed([first, second], rows):
             rounded, packed = self._packed(x, first)
             weights = [
                 number
@@ -204,9 +204,9 @@ class Cpu(Calls):
             numbers = (packed, rows, first.inner, first.out, *weights, y.data_ptr())
             self._run(many_rows("gated", first.format, rounded=rounded), self.threads, *numbers, partitions=first.tiles)
             return y
-        form, x, row_bytes = self._activations(x, first)
+        weight_format, x, row_bytes = self._activations(x, first)
         self._run(
-            f"gated_{form}",
+            f"gated_{weight_format}",
             self._threads_for(rows * first.inner * first.out),
             *(x.data_ptr(), row_bytes, rows, first.inner, first.out),
             *(first.numbers, first.scales, address(gate_bias), self._scratch(rows * first.out)),
@@ -257,7 +257,7 @@ class Cpu(Calls):
             found.append((ids[best].tolist(), values[best].tolist(), mass, moment) if is_finite else None)
         return found
 
-    # Norms and curves.
+    # Norms and activation functions.
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
         """x (..., size) over its root mean square, times weight (size,), plus residual, of x's shape."""
@@ -280,34 +280,34 @@ class Cpu(Calls):
 
     def relu(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
-        return self._curve("relu", x)
+        return self._activation("relu", x)
 
     def gelu(self, x: Tensor) -> Tensor:
         """x times the normal distribution function at x."""
-        return self._curve("gelu", x)
+        return self._activation("gelu", x)
 
     def gelu_tanh(self, x: Tensor) -> Tensor:
         """The approximation of gelu by tanh."""
-        return self._curve("gelu_tanh", x)
+        return self._activation("gelu_tanh", x)
 
     def silu(self, x: Tensor) -> Tensor:
         """x times its sigmoid."""
-        return self._curve("silu", x)
+        return self._activation("silu", x)
 
-    def _curve(self, name: str, x: Tensor) -> Tensor:
+    def _activation(self, name: str, x: Tensor) -> Tensor:
         count = x.numel()
         x, y = x.contiguous(), self._empty(*x.shape)
         self._read(x)
-        self._run(f"curve_{name}", self._threads_for(count), x.data_ptr(), y.data_ptr(), count)
+        self._run(f"act_{name}", self._threads_for(count), x.data_ptr(), y.data_ptr(), count)
         return y
 
-    def curve_mul(self, curve: str, gate: Tensor, up: Tensor) -> Tensor:
-        """A curve of gate, by its name, times up."""
+    def act_and_mul(self, activation: str, gate: Tensor, up: Tensor) -> Tensor:
+        """An activation function of gate, by its name, times up."""
         count = gate.numel()
         gate, up, y = gate.contiguous(), up.contiguous(), self._empty(*gate.shape)
         self._read(gate, up)
         addresses = gate.data_ptr(), up.data_ptr(), y.data_ptr()
-        self._run(f"curve_mul_{curve}", self._threads_for(count), *addresses, count)
+        self._run(f"act_and_mul_{activation}", self._threads_for(count), *addresses, count)
         return y
 
     # Attention.
@@ -380,7 +380,7 @@ class Cpu(Calls):
             rest = [f"attend_many_{'rounded_' if is_rounded else ''}{layer_cache.format}"]
             count = threads * many_numbers(heads // layer_cache.kv_heads, head_dim)
         else:
-            rest = [f"attend_parts_{layer_cache.format}", "gather_rows"]
+            rest = [f"attend_splits_{layer_cache.format}", "combine_splits"]
             count = (rows + 2 * threads) * heads * (2 + head_dim + PAGE_SIZE)
         work = self._scratch(count + rows * size)
         self._run(

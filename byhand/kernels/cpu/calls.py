@@ -79,9 +79,9 @@ class Calls:
         """Take note that a method of this name will be called, with these weights."""
         self._expected |= expected.of_layer(call, [self._matrix(weight) for weight in weights], fast=self.fast)
 
-    def load(self, form: str, cache_dtype: torch.dtype) -> None:
+    def load(self, weight_format: str, cache_dtype: torch.dtype) -> None:
         """Load what most models of a format call, as far as it was compiled before."""
-        usual = expected.usual(form, FORMATS[cache_dtype], fast=self.fast)
+        usual = expected.usual(weight_format, FORMATS[cache_dtype], fast=self.fast)
         self._load(name for name in usual if native.kernel(name).is_kept)
 
     def prepare(self, head_dims: Iterable[int], cache_dtype: torch.dtype) -> None:

@@ -15,10 +15,10 @@ ALWAYS = ("run_list", "topk_lse")
 _FOR_MANY_ROWS = ("linear_many_", "gated_many_", "pack_")
 
 
-def usual(form: str, cached: str, *, fast: bool = False) -> set[str]:
+def usual(weight_format: str, cached: str, *, fast: bool = False) -> set[str]:
     """What most models call, with weights in one format and the cache in another: worth loading before one is known."""
-    products = few_rows("linear", form, fast=fast) | few_rows("gated", form, fast=fast)
-    return {*ALWAYS, "rms_norm", f"embedding_{form}", *products, *of_attention([WIDE], cached, fast=fast)}
+    products = few_rows("linear", weight_format, fast=fast) | few_rows("gated", weight_format, fast=fast)
+    return {*ALWAYS, "rms_norm", f"embedding_{weight_format}", *products, *of_attention([WIDE], cached, fast=fast)}
 
 
 def loaded_at_once(names: Iterable[str]) -> list[str]:
@@ -34,34 +34,34 @@ def of_layer(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
         return {f"embedding_{matrix.format}"} if by_rows else set()
     if call in ("linear", "gated"):
         return _of_product(call, matrices, fast=fast)
-    return {call if call.endswith("_norm") else f"curve_{call}"}
+    return {call if call.endswith("_norm") or call.startswith("act_and_mul_") else f"act_{call}"}
 
 
 def of_attention(head_dims: Iterable[int], cached: str, *, fast: bool) -> set[str]:
     """What attention calls for heads of these sizes."""
     many = {f"attend_many_{'rounded_' if fast and size % WIDE == 0 else ''}{cached}" for size in head_dims}
-    return {f"write_kv_{cached}", f"attend_parts_{cached}", "gather_rows", *many}
+    return {f"write_kv_{cached}", f"attend_splits_{cached}", "combine_splits", *many}
 
 
 def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
     first = matrices[0]
     if any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices):
         if call == "gated":
-            return {"curve_mul_silu"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
+            return {"act_and_mul_silu"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
         return {f"linear_columns_{first.format}"}
     names = few_rows(call, first.format, fast=fast)
-    if all(matrix.can_be_turned for matrix in matrices):
+    if all(matrix.can_be_transposed for matrix in matrices):
         rounded = fast and first.format != "float32"
         names |= {many_rows(call, first.format, rounded=rounded), f"pack_{'bfloat16' if rounded else 'float32'}"}
     return names
 
 
-def few_rows(call: str, form: str, *, fast: bool) -> set[str]:
+def few_rows(call: str, weight_format: str, *, fast: bool) -> set[str]:
     """`linear` or `gated` for few rows of activations: some of them may be rounded first."""
-    rounding = {"round_rows", f"{call}_rounded"} if fast and form == "bfloat16" else set()
-    return {f"{call}_{form}", *rounding}
+    rounding = {"round_rows", f"{call}_rounded"} if fast and weight_format == "bfloat16" else set()
+    return {f"{call}_{weight_format}", *rounding}
 
 
-def many_rows(call: str, form: str, *, rounded: bool) -> str:
+def many_rows(call: str, weight_format: str, *, rounded: bool) -> str:
     """`linear` or `gated` for many rows."""
-    return f"{call}_many_rounded_{form}" if rounded else f"{call}_many_{form}"
+    return f"{call}_many_rounded_{weight_format}" if rounded else f"{call}_many_{weight_format}"

@@ -86,7 +86,7 @@ class Matrix:
         self.inner = -(-self.inner // group) * group
 
     @property
-    def can_be_turned(self) -> bool:
+    def can_be_transposed(self) -> bool:
         """Whether its product with many rows is made of whole pieces."""
         return self.inner % WIDE == 0 and self.out >= WIDE
 

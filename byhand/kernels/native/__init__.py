@@ -23,40 +23,40 @@ _PRODUCTS = [
     products.add_tails, products.multiply_one, products.multiply_eight, products.multiply_few, products.multiply_rows,
     products.multiply_partition, products.linear, products.gated,
 ]  # fmt: skip
-_PANELS = [panels.mix_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
+_PANELS = [panels.accumulate_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
 
 
 @cache
-def _gate_into(curve: str) -> Any:
-    """`products.gate_into` by one of the curves."""
-    return specialise([products.gate_into], {"bend": vectors.CURVES[curve]}, curve)["gate_into"]
+def _gate_into(name: str) -> Any:
+    """`products.gate_into` by one of the activation functions."""
+    return specialise([products.gate_into], {"activation": vectors.ACTIVATIONS[name]}, name)["gate_into"]
 
 
-def _tiles(form: tiles.Format, unroll: int) -> dict[str, Any]:
+def _tiles(weight_format: tiles.TileFormat, unroll: int) -> dict[str, Any]:
     return {
-        "BLOCK": form.block,
-        "BLOCK_BYTES": form.block_bytes,
-        "SCALE_BYTES": form.scale_bytes,
-        "one_by_one": tiles.tile(form, 1, 1, 2),
-        "two_by_one": tiles.tile(form, 2, 1, unroll),
-        "four_by_two": tiles.tile(form, 4, 2),
-        "four_by_three": tiles.tile(form, 4, 3),
-        "four_by_four": tiles.tile(form, 4, 4),
-        "two_by_eight": tiles.tile(form, 2, 8),
-        **(codes.for_one_row() if form.in_whole_numbers and llvm.HAS_PRODUCTS else {}),
+        "BLOCK": weight_format.block,
+        "BLOCK_BYTES": weight_format.block_bytes,
+        "SCALE_BYTES": weight_format.scale_bytes,
+        "one_by_one": tiles.tile(weight_format, 1, 1, 2),
+        "two_by_one": tiles.tile(weight_format, 2, 1, unroll),
+        "four_by_two": tiles.tile(weight_format, 4, 2),
+        "four_by_three": tiles.tile(weight_format, 4, 3),
+        "four_by_four": tiles.tile(weight_format, 4, 4),
+        "two_by_eight": tiles.tile(weight_format, 2, 8),
+        **(codes.for_one_row() if weight_format.in_whole_numbers and llvm.HAS_PRODUCTS else {}),
     }
 
 
 def _products(name: str) -> list[Kernel]:
-    form = tiles.FORMATS[name]
+    weight_format = tiles.FORMATS[name]
     templates = [*_PRODUCTS, products.embedding, products.add_rows, products.columns_partition, products.linear_columns]
     names = {
-        **_tiles(form, form.unroll),
+        **_tiles(weight_format, weight_format.unroll),
         "BYTES": vectors.SIZES.get(name, 1),
         "gate_into": _gate_into("silu"),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
-        "unpack": tiles.unpacking(form),
+        "unpack": tiles.unpacking(weight_format),
     }
     scope = specialise(templates, names, name)
     made = ("linear", "gated", "embedding", *(("linear_columns",) if name in FLOATS else ()))
@@ -74,15 +74,23 @@ def _rounded_products() -> list[Kernel]:
 
 def _many(name: str, products: str) -> list[Kernel]:
     """linear and gated for many rows: of weights in a format, products "exact" or "rounded" to bfloat16."""
-    form, rounded = tiles.FORMATS[name], products == "rounded"
-    turn = tiles.turning(form, early=panels.WIDE, pairs=rounded)
+    weight_format, rounded = tiles.FORMATS[name], products == "rounded"
+    transpose = tiles.transposing(weight_format, early=panels.WIDE, pairs=rounded)
     if rounded and name == "bfloat16":  # pairs as they are, moved like float32
-        form, turn = tiles.PAIRS, tiles.turning(tiles.FORMATS["float32"], early=panels.WIDE)
-    names = {"BLOCK": form.block, "BLOCK_BYTES": form.block_bytes, "SCALE_BYTES": form.scale_bytes, "turn": turn}
+        weight_format, transpose = tiles.PAIRS, tiles.transposing(tiles.FORMATS["float32"], early=panels.WIDE)
+    names = {
+        "BLOCK": weight_format.block,
+        "BLOCK_BYTES": weight_format.block_bytes,
+        "SCALE_BYTES": weight_format.scale_bytes,
+        "transpose": transpose,
+    }
     names["gate_into"] = _gate_into("silu")
     if rounded:
         names["STEP"] = 2
-        names |= {f"mix_{count}": tiles.mixture(tiles.PAIRS, rows, 2) for count, rows in panels.MIXTURES.items()}
+        names |= {
+            f"accumulate_{count}": tiles.accumulation(tiles.PAIRS, rows, 2)
+            for count, rows in panels.ACCUMULATED.items()
+        }
     scope = specialise(_PANELS, names, f"rounded_{name}" if rounded else name)
     return [Kernel(scope[kernel].py_func) for kernel in ("linear_many", "gated_many")]
 
@@ -95,72 +103,88 @@ def _packing(name: str) -> list[Kernel]:
 
 def _attention(name: str) -> list[Kernel]:
     page = attention_page
-    templates = [page.write_row, page.score_some, page.weigh_some, page.attend_part, page.write_keys]
-    form = tiles.FORMATS[name]
+    templates = [page.write_row, page.score_some, page.weighted_sum, page.attend_split, page.write_keys]
+    weight_format = tiles.FORMATS[name]
     counts = ("one", "two", "three", "four")
     names = {
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
         "put_one": vectors.PUTS[name],
         "put_some": vectors.STORES[name],
-        "mix_narrow": tiles.mixture(form, 1, 1),
-        **{f"mix_{count}": tiles.mixture(form, rows, 4) for rows, count in enumerate(counts, 1)},
-        **{f"{count}_heads": tiles.tile(form, 4, rows) for rows, count in enumerate(counts, 1)},
-        "one_head": tiles.tile(form, 4, 1),
+        "accumulate_narrow": tiles.accumulation(weight_format, 1, 1),
+        **{f"accumulate_{count}": tiles.accumulation(weight_format, rows, 4) for rows, count in enumerate(counts, 1)},
+        **{f"{count}_heads": tiles.tile(weight_format, 4, rows) for rows, count in enumerate(counts, 1)},
+        "one_head": tiles.tile(weight_format, 4, 1),
     }
-    made = [page.write_kv, page.attend_parts]
+    made = [page.write_kv, page.attend_splits]
     scope = specialise([*templates, *made], names, name)
     return [Kernel(scope[kernel.__name__].py_func) for kernel in made]
 
 
 def _chunks(name: str, products: str) -> list[Kernel]:
     """Attention of many rows over a cache in this dtype, with products that are "exact" or "rounded"."""
-    form, rounded = tiles.FORMATS[name], products == "rounded"
+    weight_format, rounded = tiles.FORMATS[name], products == "rounded"
     label = f"rounded_{name}" if rounded else name
     names = {
         "BYTES": vectors.SIZES[name],
         "one": vectors.ONES[name],
-        "turn": tiles.turning(form, pairs=rounded),
-        "unpack": tiles.unpacking(form),
-        "pair": tiles.pairing(form),
+        "transpose": tiles.transposing(weight_format, pairs=rounded),
+        "unpack": tiles.unpacking(weight_format),
+        "pair": tiles.pairing(weight_format),
     }
     if rounded:
-        names |= {"STEP": 2, "put_some": vectors.store_rounded, **chunks.mixing(tiles.PAIRS, label)}
+        names |= {"STEP": 2, "put_some": vectors.store_rounded, **chunks.accumulations(tiles.PAIRS, label)}
     if rounded and name == "bfloat16":  # pairs as they are, moved like float32
-        names |= {"BLOCK": tiles.PAIRS.block, "turn": tiles.turning(tiles.FORMATS["float32"])}
+        names |= {"BLOCK": tiles.PAIRS.block, "transpose": tiles.transposing(tiles.FORMATS["float32"])}
     templates = [chunks.multiply_into, chunks.take_page, chunks.take_query, chunks.soften_row, chunks.attend_rows]
     scope = specialise([*templates, chunks.attend_many], names, label)
     return [Kernel(scope["attend_many"].py_func)]
 
 
-def _curve(name: str) -> list[Kernel]:
-    names = {"bend": vectors.CURVES[name], "gate_into": _gate_into(name)}
-    scope = specialise([rows.curve, rows.curve_mul], names, name)
-    return [Kernel(scope["curve"].py_func), Kernel(scope["curve_mul"].py_func)]
+def _activation(name: str) -> list[Kernel]:
+    names = {"activation": vectors.ACTIVATIONS[name], "gate_into": _gate_into(name)}
+    scope = specialise([rows.act, rows.act_and_mul], names, name)
+    return [Kernel(scope["act"].py_func), Kernel(scope["act_and_mul"].py_func)]
 
 
 def _rest() -> list[Kernel]:
     small = (rows.rms_norm, rows.layer_norm, rows.round_rows, topk_lse.topk_lse)
     run_list = Kernel(team.run_list, "void(int64, int64, int64)", parallel=True)
-    return [*map(Kernel, (*small, attention_page.gather_rows)), run_list]
+    return [*map(Kernel, (*small, attention_page.combine_splits)), run_list]
 
 
 @cache
 def _makers() -> dict[str, tuple[Any, ...]]:
     """For each kernel who makes it, and of what."""
     return {
-        **{f"{kind}_{form}": (_products, form) for kind in ("linear", "gated", "embedding") for form in FORMATS},
-        **{f"linear_columns_{form}": (_products, form) for form in FLOATS},
+        **{
+            f"{kind}_{weight_format}": (_products, weight_format)
+            for kind in ("linear", "gated", "embedding")
+            for weight_format in FORMATS
+        },
+        **{f"linear_columns_{weight_format}": (_products, weight_format) for weight_format in FLOATS},
         **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", "gated")},
-        **{f"{kind}_many_{form}": (_many, form, "exact") for kind in ("linear", "gated") for form in FORMATS},
-        **{f"{kind}_many_rounded_{form}": (_many, form, "rounded") for kind in ("linear", "gated") for form in FORMATS},
-        **{f"pack_{form}": (_packing, form) for form in ("float32", "bfloat16")},
-        **{f"{kind}_{form}": (_attention, form) for kind in ("write_kv", "attend_parts") for form in FLOATS},
-        **{f"attend_many_{form}": (_chunks, form, "exact") for form in FLOATS},
-        **{f"attend_many_rounded_{form}": (_chunks, form, "rounded") for form in FLOATS},
-        **{f"{kind}_{name}": (_curve, name) for kind in ("curve", "curve_mul") for name in vectors.CURVES},
+        **{
+            f"{kind}_many_{weight_format}": (_many, weight_format, "exact")
+            for kind in ("linear", "gated")
+            for weight_format in FORMATS
+        },
+        **{
+            f"{kind}_many_rounded_{weight_format}": (_many, weight_format, "rounded")
+            for kind in ("linear", "gated")
+            for weight_format in FORMATS
+        },
+        **{f"pack_{weight_format}": (_packing, weight_format) for weight_format in ("float32", "bfloat16")},
+        **{
+            f"{kind}_{weight_format}": (_attention, weight_format)
+            for kind in ("write_kv", "attend_splits")
+            for weight_format in FLOATS
+        },
+        **{f"attend_many_{weight_format}": (_chunks, weight_format, "exact") for weight_format in FLOATS},
+        **{f"attend_many_rounded_{weight_format}": (_chunks, weight_format, "rounded") for weight_format in FLOATS},
+        **{f"{kind}_{name}": (_activation, name) for kind in ("act", "act_and_mul") for name in vectors.ACTIVATIONS},
         **dict.fromkeys(("rms_norm", "layer_norm", "round_rows", "topk_lse"), (_rest,)),
-        **dict.fromkeys(("gather_rows", "run_list"), (_rest,)),
+        **dict.fromkeys(("combine_splits", "run_list"), (_rest,)),
     }
 
 
@@ -176,7 +200,7 @@ def maker(name: str) -> tuple[Any, ...]:
 
 
 def kernel(name: str) -> Kernel:
-    """A kernel by name: run_list, linear_bfloat16, attend_parts_float32, rms_norm, curve_relu, …
+    """A kernel by name: run_list, linear_bfloat16, attend_splits_float32, rms_norm, act_relu, …
 
     Others of its kind are made with it and no more: Numba looks through all that was ever made when it loads the first.
     """

@@ -5,8 +5,9 @@ along as pages are read (Milakov and Gimelshein, arXiv:1805.02867); the context 
 threads, whose sums are put together at the end (as in Flash-Decoding). A thread reads a page for all heads before the
 next, so memory is read in order and grouped heads share it.
 
-Templates, made for each dtype of the cache: BYTES … mix_narrow are that dtype's. Numbers are addresses and counts
-(int64), or float32; q and out are (rows, heads, head_dim) float32. The kernels stand at the end, each in partitions.
+Templates, made for each dtype of the cache: BYTES … accumulate_narrow are that dtype's. Numbers are addresses and
+counts (int64), or float32; q and out are (rows, heads, head_dim) float32. The kernels stand at the end, each in
+partitions.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import first_row
-from byhand.kernels.native.tiles import FORMATS, mixture, tile
+from byhand.kernels.native.tiles import FORMATS, accumulation, tile
 from byhand.kernels.native.vectors import (
     argument,
+    broadcast,
     decay,
     exp,
     fetch_early,
@@ -26,11 +28,10 @@ from byhand.kernels.native.vectors import (
     integer,
     lane_numbers,
     load_float32,
+    not_inlined,
     one_float32,
     put,
     put_integer,
-    spread,
-    stay_apart,
     store,
     take_ticket,
     total,
@@ -40,8 +41,10 @@ from byhand.kernels.native.vectors import (
 BYTES = 4
 one, put_one, put_some = one_float32, put, store
 one_head, two_heads, three_heads, four_heads = (tile(FORMATS["float32"], 4, rows) for rows in (1, 2, 3, 4))
-mix_one, mix_two, mix_three, mix_four = (mixture(FORMATS["float32"], rows, 4) for rows in (1, 2, 3, 4))
-mix_narrow = mixture(FORMATS["float32"], 1, 1)
+accumulate_one, accumulate_two, accumulate_three, accumulate_four = (
+    accumulation(FORMATS["float32"], rows, 4) for rows in (1, 2, 3, 4)
+)
+accumulate_narrow = accumulation(FORMATS["float32"], 1, 1)
 
 PAGE = LANES
 MINUS_INFINITY = float("-inf")
@@ -49,16 +52,16 @@ MINUS_INFINITY = float("-inf")
 
 @inlined
 def rotate_into(x, cos, sin, out, head_dim):
-    """out = x turned by its position's angles; dimension i pairs with i + head_dim / 2."""
-    stay_apart()
+    """out = x rotated by its position's angles; dimension i pairs with i + head_dim / 2."""
+    not_inlined()
     half = head_dim // 2
     whole = half // LANES * LANES
     for at in range(0, whole, LANES):
         first, second = load_float32(x + 4 * at), load_float32(x + 4 * (at + half))
-        turned = first * load_float32(cos + 4 * at) - second * load_float32(sin + 4 * at)
-        store(out + 4 * at, turned)
-        turned = second * load_float32(cos + 4 * (at + half)) + first * load_float32(sin + 4 * (at + half))
-        store(out + 4 * (at + half), turned)
+        rotated = first * load_float32(cos + 4 * at) - second * load_float32(sin + 4 * at)
+        store(out + 4 * at, rotated)
+        rotated = second * load_float32(cos + 4 * (at + half)) + first * load_float32(sin + 4 * (at + half))
+        store(out + 4 * (at + half), rotated)
     for at in range(whole, half):
         first, second = one_float32(x + 4 * at), one_float32(x + 4 * (at + half))
         put(out + 4 * at, first * one_float32(cos + 4 * at) - second * one_float32(sin + 4 * at))
@@ -73,7 +76,7 @@ def fill(x, value, count):
     """x = value, (count,)."""
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(x + 4 * at, spread(value))
+        store(x + 4 * at, broadcast(value))
     for at in range(whole, count):
         put(x + 4 * at, value)
 
@@ -81,10 +84,10 @@ def fill(x, value, count):
 @inlined
 def scale_into(y, x, scale, count):
     """y = x · scale, (count,)."""
-    stay_apart()
+    not_inlined()
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(y + 4 * at, load_float32(x + 4 * at) * spread(scale))
+        store(y + 4 * at, load_float32(x + 4 * at) * broadcast(scale))
     for at in range(whole, count):
         put(y + 4 * at, one_float32(x + 4 * at) * scale)
 
@@ -94,7 +97,7 @@ def add_scaled(y, x, scale, count):
     """y += x · scale, (count,)."""
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(y + 4 * at, fma(load_float32(x + 4 * at), spread(scale), load_float32(y + 4 * at)))
+        store(y + 4 * at, fma(load_float32(x + 4 * at), broadcast(scale), load_float32(y + 4 * at)))
     for at in range(whole, count):
         put(y + 4 * at, one_float32(y + 4 * at) + one_float32(x + 4 * at) * scale)
 
@@ -118,7 +121,7 @@ def fetch_tokens(address, stride, size, first, last):
 
 def score_some(q, keys, stride, scores, count, head_dim, following):
     """scores[head, i] = q[head] · keys[i] for `count` heads and all keys of a page; asks for those of another page."""
-    stay_apart()
+    not_inlined()
     blocks = head_dim // LANES
     row = 4 * head_dim
     for i in range(0, PAGE, 4):
@@ -142,29 +145,29 @@ def score_some(q, keys, stride, scores, count, head_dim, following):
                 put(address, one_float32(address) + number * one(keys + i * stride + BYTES * at))
 
 
-def weigh_some(sums, weights, values, stride, first, last, count, head_dim):
+def weighted_sum(sums, weights, values, stride, first, last, count, head_dim):
     """sums[head] += Σ weights[head, i] · values[i] for `count` heads and i in first:last."""
-    stay_apart()
+    not_inlined()
     row = 4 * head_dim
     at = 0
     while at + 4 * LANES <= head_dim:
         head = 0
         while head + 4 <= count:
             here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
-            mix_four(here, row, by, 4 * PAGE, of, stride, first, last)
+            accumulate_four(here, row, by, 4 * PAGE, of, stride, first, last)
             head += 4
         here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
         if count - head == 3:
-            mix_three(here, row, by, 4 * PAGE, of, stride, first, last)
+            accumulate_three(here, row, by, 4 * PAGE, of, stride, first, last)
         elif count - head == 2:
-            mix_two(here, row, by, 4 * PAGE, of, stride, first, last)
+            accumulate_two(here, row, by, 4 * PAGE, of, stride, first, last)
         elif count - head == 1:
-            mix_one(here, row, by, 4 * PAGE, of, stride, first, last)
+            accumulate_one(here, row, by, 4 * PAGE, of, stride, first, last)
         at += 4 * LANES
     while at + LANES <= head_dim:
         for head in range(count):
             here, by, of = sums + head * row + 4 * at, weights + 4 * PAGE * head, values + BYTES * at
-            mix_narrow(here, row, by, 4 * PAGE, of, stride, first, last)
+            accumulate_narrow(here, row, by, 4 * PAGE, of, stride, first, last)
         at += LANES
     for tail in range(at, head_dim):
         for head in range(count):
@@ -180,33 +183,33 @@ def shape_scores(scores, head, softcap, slopes, distance):
     value = load_float32(scores + 4 * PAGE * head)
     if softcap > 0.0:
         # tanh(a) = 1 − 2 / (exp(2a) + 1)
-        one = spread(1.0)
-        doubled = exp(value * spread(2.0 / softcap))
-        value = spread(softcap) * (one - spread(2.0) / (doubled + one))
+        one = broadcast(1.0)
+        doubled = exp(value * broadcast(2.0 / softcap))
+        value = broadcast(softcap) * (one - broadcast(2.0) / (doubled + one))
     if slopes != 0:
-        value = fma(spread(one_float32(slopes + 4 * head)), lane_numbers() + spread(distance), value)
+        value = fma(broadcast(one_float32(slopes + 4 * head)), lane_numbers() + broadcast(distance), value)
     return value
 
 
 @inlined
-def soften(scores, value, head, first, last, state, sums, head_dim):
+def online_softmax(scores, value, head, first, last, state, sums, head_dim):
     """Turn a page's scores into weights under the highest score so far; what was summed under a lower one shrinks."""
-    value = where_less(lane_numbers(), spread(last), value, MINUS_INFINITY)
-    value = where_less(spread(first - 1.0), lane_numbers(), value, MINUS_INFINITY)
+    value = where_less(lane_numbers(), broadcast(last), value, MINUS_INFINITY)
+    value = where_less(broadcast(first - 1.0), lane_numbers(), value, MINUS_INFINITY)
     before = one_float32(state + 8 * head)
     peak = max(before, highest(value))
-    weights = decay(value - spread(peak))
+    weights = decay(value - broadcast(peak))
     store(scores + 4 * PAGE * head, weights)
     weight_sum = one_float32(state + 8 * head + 4)
     if peak > before:
         put(state + 8 * head, peak)
-        shrink = total(decay(spread(before - peak))) / LANES
+        shrink = total(decay(broadcast(before - peak))) / LANES
         weight_sum *= shrink
         scale_into(sums, sums, shrink, head_dim)
     put(state + 8 * head + 4, weight_sum + total(weights))
 
 
-def attend_part(
+def attend_split(
     q, keys, values, stride, table, low, high, position, heads, kv_heads, head_dim,
     softcap, slopes, scores, state, sums,
 ):  # fmt: skip
@@ -229,15 +232,15 @@ def attend_part(
             after, number = values + following + head // group * head_dim * BYTES, head % group
             fetch_tokens(after, stride, head_dim * BYTES, PAGE * number // group, PAGE * (number + 1) // group)
             value = shape_scores(scores, head, softcap, slopes, page * PAGE - position)
-            soften(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
+            online_softmax(scores, value, head, first, last, state, sums + 4 * head * head_dim, head_dim)
         for kv_head in range(kv_heads):
             head, address = kv_head * group, values + start + kv_head * head_dim * BYTES
             sums_of, weights = sums + 4 * head * head_dim, scores + 4 * PAGE * head
-            weigh_some(sums_of, weights, address, stride, first, last, group, head_dim)
+            weighted_sum(sums_of, weights, address, stride, first, last, group, head_dim)
 
 
 @inlined
-def part_of(part, parts, low, high):
+def split_of(part, parts, low, high):
     """The tokens of one part of low:high, cut at pages."""
     first, pages = low // PAGE, (high + PAGE - 1) // PAGE - low // PAGE
     start, stop = first + pages * part // parts, first + pages * (part + 1) // parts
@@ -245,20 +248,20 @@ def part_of(part, parts, low, high):
 
 
 @inlined
-def gather_parts(out, work, part_bytes, parts, heads, head_dim, sinks):
+def combine_row(out, work, split_bytes, parts, heads, head_dim, sinks):
     """Put the parts of one row together: each head's sums over the sum of all weights, all under one highest score."""
     for head in range(heads):
         peak = one_float32(sinks + 4 * head) if sinks != 0 else MINUS_INFINITY
         for part in range(parts):
-            peak = max(peak, one_float32(work + part * part_bytes + 8 * head))
-        weight_sum = total(decay(spread(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
+            peak = max(peak, one_float32(work + part * split_bytes + 8 * head))
+        weight_sum = total(decay(broadcast(one_float32(sinks + 4 * head) - peak))) / LANES if sinks != 0 else 0.0
         target = out + 4 * head * head_dim
         fill(target, 0.0, head_dim)
         for part in range(parts):
-            state = work + part * part_bytes + 8 * head
-            factor = total(decay(spread(one_float32(state) - peak))) / LANES
+            state = work + part * split_bytes + 8 * head
+            factor = total(decay(broadcast(one_float32(state) - peak))) / LANES
             weight_sum += factor * one_float32(state + 4)
-            sums = work + part * part_bytes + 8 * heads + 4 * head * head_dim
+            sums = work + part * split_bytes + 8 * heads + 4 * head * head_dim
             add_scaled(target, sums, factor, head_dim)
         scale_into(target, target, 1.0 / weight_sum, head_dim)
 
@@ -288,10 +291,10 @@ def write_kv(at, partition):
     """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
     Arguments of all three: partitions, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads,
-    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, turned, out, and two tables. The pass's: rows,
+    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, rotated, out, and two tables. The pass's: rows,
     slots, plan, longest context, runs, how many; the plan (rows, 2) is each row's position and the address of its
     run's pages. The angles': cos, sin. `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers,
-    `turned` as many as q.
+    `rotated` as many as q.
     """
     partitions, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
     angles, scale = argument(at, 22), fraction(at, 14)
@@ -300,11 +303,11 @@ def write_kv(at, partition):
         put_integer(argument(at, 1), 0)
     rows = argument(here, 0)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
-        turned, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
+        rotated, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
         if argument(at, 4) != 0:
-            write_keys(at, here, row, turned)
+            write_keys(at, here, row, rotated)
         for head in range(heads):
-            source, target = q + 4 * head * head_dim, turned + 4 * head * head_dim
+            source, target = q + 4 * head * head_dim, rotated + 4 * head * head_dim
             if cos != 0:
                 rotate_into(source, cos + 4 * row * head_dim, sin + 4 * row * head_dim, target, head_dim)
                 scale_into(target, target, scale, head_dim)
@@ -313,7 +316,7 @@ def write_kv(at, partition):
 
 
 @inlined
-def parts_for(at):
+def splits_for(at):
     """How many parts each row's context is cut into: so many that the threads end together.
 
     And none so short that putting them together costs more. One row's parts are as many as the threads, and as long.
@@ -326,13 +329,13 @@ def parts_for(at):
     return max(1, min(wanted, seen // 32))
 
 
-def attend_parts(at, partition):
+def attend_splits(at, partition):
     """The second: take a row's part until there are none."""
     heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
-    here, work, parts = argument(at, 21), argument(at, 18), parts_for(at)
+    here, work, parts = argument(at, 21), argument(at, 18), splits_for(at)
     count, size = argument(here, 0) * parts, heads * head_dim
-    part_bytes = 4 * (2 + head_dim) * heads
-    scores = work + count * part_bytes + 4 * PAGE * heads * partition
+    split_bytes = 4 * (2 + head_dim) * heads
+    scores = work + count * split_bytes + 4 * PAGE * heads * partition
     while True:
         ticket = take_ticket(argument(at, 1), 1)
         if ticket >= count:
@@ -341,19 +344,19 @@ def attend_parts(at, partition):
         entry = argument(here, 2) + 16 * row
         position, table = integer(entry), integer(entry + 8)
         low = max(0, position + 1 - window) if window > 0 else 0
-        low, high = part_of(ticket % parts, parts, low, position + 1)
-        state = work + ticket * part_bytes
-        attend_part(
+        low, high = split_of(ticket % parts, parts, low, position + 1)
+        state = work + ticket * split_bytes
+        attend_split(
             argument(at, 19) + 4 * row * size, argument(at, 11), argument(at, 12), kv_heads * head_dim * BYTES,
             table, low, high, position, heads, kv_heads, head_dim, fraction(at, 15), argument(at, 16),
             scores, state, state + 8 * heads,
         )  # fmt: skip
 
 
-def gather_rows(at, partition):
+def combine_splits(at, partition):
     """The last: put each row's parts together."""
-    heads, head_dim, work, parts = argument(at, 8), argument(at, 10), argument(at, 18), parts_for(at)
-    part_bytes = 4 * (2 + head_dim) * heads
+    heads, head_dim, work, parts = argument(at, 8), argument(at, 10), argument(at, 18), splits_for(at)
+    split_bytes = 4 * (2 + head_dim) * heads
     for row in range(partition, argument(argument(at, 21), 0), argument(at, 0)):
         out = argument(at, 20) + 4 * row * heads * head_dim
-        gather_parts(out, work + row * parts * part_bytes, part_bytes, parts, heads, head_dim, argument(at, 17))
+        combine_row(out, work + row * parts * split_bytes, split_bytes, parts, heads, head_dim, argument(at, 17))

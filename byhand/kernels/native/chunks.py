@@ -1,8 +1,8 @@
 """Attention of many rows of one run, as reading a prompt has them: products of blocks instead of one row at a time.
 
 A task is a block of rows with one head of keys and the heads that share it. Keys are taken 128 at a time,
-turned, so that a row's scores are eight vectors, and the softmax goes along (Milakov and Gimelshein, arXiv:1805.02867;
-blocks as in FlashAttention, Dao et al., arXiv:2205.14135): no more scores are held than a block has.
+transposed, so that a row's scores are eight vectors, and the softmax goes along (Milakov and Gimelshein,
+arXiv:1805.02867; blocks as in FlashAttention, Dao et al., arXiv:2205.14135): no more scores are held than a block has.
 
 A template, made for each dtype of the cache, and with prefill="fast" once more: there queries, keys, weights and values
 are multiplied in pairs of bfloat16, the sums and the softmax staying in float32. Numbers are addresses and counts as in
@@ -17,10 +17,11 @@ from byhand.kernels.native import panels
 from byhand.kernels.native.attention import MINUS_INFINITY, PAGE, fill, scale_into, shape_scores
 from byhand.kernels.native.compiled import inlined, specialise
 from byhand.kernels.native.llvm import LANES
-from byhand.kernels.native.panels import MIXTURES, WIDE
-from byhand.kernels.native.tiles import FORMATS, Format, mixture, pairing, turning, unpacking
+from byhand.kernels.native.panels import ACCUMULATED, WIDE
+from byhand.kernels.native.tiles import FORMATS, TileFormat, accumulation, pairing, transposing, unpacking
 from byhand.kernels.native.vectors import (
     argument,
+    broadcast,
     decay,
     fraction,
     highest,
@@ -28,37 +29,37 @@ from byhand.kernels.native.vectors import (
     lane_numbers,
     larger,
     load_float32,
+    not_inlined,
     one_float32,
     put,
-    spread,
-    stay_apart,
     store,
     take_ticket,
     total,
     where_less,
 )
 
-# Set by the maker of each kernel; these are float32's. BLOCK is what is turned at once, STEP what a lane multiplies.
+# Set by the maker of each kernel; these are float32's. BLOCK: what is transposed at once. STEP: what a lane multiplies.
 BYTES, BLOCK, STEP = 4, LANES, 1
 one, put_some = one_float32, store
-turn, unpack, pair = turning(FORMATS["float32"]), unpacking(FORMATS["float32"]), pairing(FORMATS["float32"])
+transpose, unpack, pair = transposing(FORMATS["float32"]), unpacking(FORMATS["float32"]), pairing(FORMATS["float32"])
 
 KEYS = 8 * PAGE  # keys of a block
 ROWS = 96  # rows times heads of a block, at most
 
 
-def mixing(form: Format, label: str) -> dict[str, Any]:
-    """`panels.mix_rows` for panels of two vectors, and the same for panels of one."""
-    return {
-        f"mix_{name}": specialise(
-            [panels.mix_rows], {f"mix_{count}": mixture(form, rows, vectors) for count, rows in MIXTURES.items()},
-            f"{name}_{label}",
-        )["mix_rows"]
-        for name, vectors in (("wide", 2), ("narrow", 1))
-    }  # fmt: skip
+def accumulations(weight_format: TileFormat, label: str) -> dict[str, Any]:
+    """`panels.accumulate_rows` for panels of two vectors, and the same for panels of one."""
+    made = {}
+    for name, vectors in (("wide", 2), ("narrow", 1)):
+        parts = {
+            f"accumulate_{count}": accumulation(weight_format, rows, vectors) for count, rows in ACCUMULATED.items()
+        }
+        scope = specialise([panels.accumulate_rows], parts, f"{name}_{label}")
+        made[f"accumulate_{name}"] = scope["accumulate_rows"]
+    return made
 
 
-mix_wide, mix_narrow = mixing(FORMATS["float32"], "float32").values()
+accumulate_wide, accumulate_narrow = accumulations(FORMATS["float32"], "float32").values()
 
 
 def many_numbers(group: int, head_dim: int) -> int:
@@ -70,20 +71,20 @@ def many_numbers(group: int, head_dim: int) -> int:
 
 def multiply_into(sums, sums_stride, weights, stride, rows, values, width, steps):
     """sums (rows, width) += weights (rows, steps) times values (steps, width), the width whole vectors."""
-    stay_apart()
+    not_inlined()
     wide = width // WIDE * WIDE
     for at in range(0, wide, WIDE):
-        mix_wide(sums + 4 * at, sums_stride, weights, stride, rows, values + 4 * at, 4 * width, steps)
+        accumulate_wide(sums + 4 * at, sums_stride, weights, stride, rows, values + 4 * at, 4 * width, steps)
     if wide < width:
-        mix_narrow(sums + 4 * wide, sums_stride, weights, stride, rows, values + 4 * wide, 4 * width, steps)
+        accumulate_narrow(sums + 4 * wide, sums_stride, weights, stride, rows, values + 4 * wide, 4 * width, steps)
 
 
 def take_page(keys, values, stride, keys_here, values_here, count, head_dim, width):
-    """One page's keys, turned, into a block of them, and its first `count` values beside those of other pages."""
-    stay_apart()
+    """One page's keys, transposed, into a block of them, and its first `count` values beside those of other pages."""
+    not_inlined()
     whole = head_dim // BLOCK
     for block in range(whole):
-        turn(keys + block * BLOCK * BYTES, stride, 0, 0, keys_here + 4 * KEYS * BLOCK // STEP * block, 4 * KEYS)
+        transpose(keys + block * BLOCK * BYTES, stride, 0, 0, keys_here + 4 * KEYS * BLOCK // STEP * block, 4 * KEYS)
     for token in range(0, count, STEP):
         row, target = values + token * stride, values_here + 4 * width * (token // STEP)
         if STEP == 2:  # an odd last one is its own neighbour, whose weight is 0
@@ -109,9 +110,9 @@ def take_query(query, source, head_dim):
 @inlined
 def hide(value, part, first, last):
     """Scores of a block's keys from `part` on, those outside first:last at -inf."""
-    numbers = lane_numbers() + spread(float(part))
-    value = where_less(numbers, spread(last), value, MINUS_INFINITY)
-    return where_less(spread(first - 1.0), numbers, value, MINUS_INFINITY)
+    numbers = lane_numbers() + broadcast(float(part))
+    value = where_less(numbers, broadcast(last), value, MINUS_INFINITY)
+    return where_less(broadcast(first - 1.0), numbers, value, MINUS_INFINITY)
 
 
 def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums, width):
@@ -119,11 +120,11 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
 
     `distance` is the block's start − the query's position. What was summed under a lower score shrinks.
     """
-    stay_apart()
+    not_inlined()
     if last <= 0 or first >= KEYS:
         fill(scores, 0.0, KEYS)
         return
-    peaks = spread(MINUS_INFINITY)
+    peaks = broadcast(MINUS_INFINITY)
     for part in range(0, KEYS, PAGE):
         address = scores + 4 * part
         value = shape_scores(address - 4 * PAGE * head, head, softcap, slopes, distance + part)
@@ -133,15 +134,15 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
         peaks = larger(value, peaks)
     before = one_float32(state)
     peak = max(before, highest(peaks))
-    weight_sums = spread(0.0)
+    weight_sums = broadcast(0.0)
     for part in range(0, KEYS, PAGE):
-        weights = decay(load_float32(scores + 4 * part) - spread(peak))
+        weights = decay(load_float32(scores + 4 * part) - broadcast(peak))
         put_some(scores + 4 * part // STEP, weights)
         weight_sums = weight_sums + weights
     weight_sum = one_float32(state + 4)
     if peak > before:
         put(state, peak)
-        shrink = total(decay(spread(before - peak))) / LANES
+        shrink = total(decay(broadcast(before - peak))) / LANES
         weight_sum *= shrink
         scale_into(sums, sums, shrink, width)
     put(state + 4, weight_sum + total(weight_sums))
@@ -149,7 +150,7 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
 
 def attend_rows(at, entry, first_row, count, kv_head, work):
     """One task: rows first_row:first_row + count of a run with the heads of one head of keys."""
-    stay_apart()
+    not_inlined()
     heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
     group, width, size = heads // kv_heads, (head_dim + LANES - 1) // LANES * LANES, heads * head_dim
     table, context = integer(entry + 16), integer(entry + 24)

@@ -53,9 +53,9 @@ class CodeTile(Tile):
     def _four_groups(self, number: Any, arguments: tuple[Any, ...], left: Any) -> None:
         """Add four groups, or as many as are left."""
         weights, weight_stride, scales, scale_stride, x, _ = arguments
-        builder, form = self.builder, self.form
-        at = builder.mul(number, I64(FOUR * form.block_bytes))
-        of_scales = builder.mul(number, I64(FOUR * form.scale_bytes))
+        builder, weight_format = self.builder, self.weight_format
+        at = builder.mul(number, I64(FOUR * weight_format.block_bytes))
+        of_scales = builder.mul(number, I64(FOUR * weight_format.scale_bytes))
         here = builder.add(x, builder.mul(number, I64(ARRANGED)))
         planes = [
             [self._vector_at(here, PLANE * plane + CACHE_LINE * half, INTS) for half in (0, 1)]
@@ -123,7 +123,7 @@ def _arrange_group(builder: Any, halves: list[Any], target: Any) -> None:
     peak = llvm.highest(builder, llvm.larger(builder, *sizes))
     # A group of nothing but zeros may have any factor.
     peak = builder.select(builder.fcmp_ordered(">", peak, llvm.FLOAT(1e-25)), peak, llvm.FLOAT(1e-25))
-    numbers_of_one = llvm.spread(builder, builder.fdiv(llvm.FLOAT(LARGEST), peak))
+    numbers_of_one = llvm.broadcast(builder, builder.fdiv(llvm.FLOAT(LARGEST), peak))
     for half, value in enumerate(halves):
         nearest = llvm.call(builder, "llvm.rint.v16f32", llvm.FLOATS, [builder.fmul(value, numbers_of_one)])
         number = llvm.call(builder, "llvm.fptosi.sat.v16i32.v16f32", INTS, [nearest])  # what is none spoils Σ x anyway
@@ -133,15 +133,15 @@ def _arrange_group(builder: Any, halves: list[Any], target: Any) -> None:
             put(builder.trunc(digit, ir.VectorType(llvm.I8, LANES)), PLANE * plane + CACHE_LINE * half)
     of_sum = builder.fmul(llvm.total(builder, builder.fadd(*halves)), llvm.FLOAT(1 / FOUR))
     for index, value in enumerate((builder.fdiv(peak, llvm.FLOAT(LARGEST)), of_sum)):
-        put(llvm.spread(builder, value, FOUR), PLANES * PLANE + CACHE_LINE * index)
+        put(llvm.broadcast(builder, value, FOUR), PLANES * PLANE + CACHE_LINE * index)
 
 
 def for_one_row() -> dict[str, Any]:
     """What `products.multiply_one` is made of."""
-    form = tiles.FORMATS["int4"]
+    weight_format = tiles.FORMATS["int4"]
     return {
-        "one_by_one": tiles.tile(form, 1, 1, 1, CodeTile),
-        "two_by_one": tiles.tile(form, 2, 1, 1, CodeTile),
+        "one_by_one": tiles.tile(weight_format, 1, 1, 1, CodeTile),
+        "two_by_one": tiles.tile(weight_format, 2, 1, 1, CodeTile),
         "arrange": arrange,
         "room_on_stack": room_on_stack,
         "PIECE": PIECE,

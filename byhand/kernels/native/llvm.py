@@ -30,7 +30,7 @@ def all_lanes(kind: ir.Type, value: float) -> ir.Constant:
     return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
 
 
-def spread(builder: Any, value: Any, lanes: int = LANES) -> Any:
+def broadcast(builder: Any, value: Any, lanes: int = LANES) -> Any:
     """A scalar in every lane."""
     nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(nothing, value, I32(0))
@@ -49,7 +49,7 @@ def write(builder: Any, address: Any, value: Any, align: int = 4) -> Any:
 
 def read_some(builder: Any, address: Any, count: Any, kind: ir.VectorType) -> Any:
     """The first so many lanes of what lies at an address, int32; the others are 0, and their memory is not touched."""
-    counts = spread(builder, builder.trunc(count, I32), kind.count)
+    counts = broadcast(builder, builder.trunc(count, I32), kind.count)
     is_there = builder.icmp_signed("<", ir.Constant(kind, list(range(kind.count))), counts)
     pointer, nothing = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, [0] * kind.count)
     return call(builder, f"llvm.masked.load.v{kind.count}i32.p0", kind, [pointer, I32(1), is_there, nothing])
@@ -90,7 +90,7 @@ def larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def turned(builder: Any, rows: list[Any]) -> list[Any]:
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """Sixteen vectors as rows of a matrix: its columns. Halves of ever larger pieces are swapped."""
     lanes = range(LANES)
     for size in (1, 2, 4, 8):
@@ -254,11 +254,11 @@ def load_scale(builder: Any, address: Any) -> list[Any]:
     """The scale of a group of int8."""
     # One bfloat16, widened among the integers, which have nothing else to do.
     bits = builder.shl(builder.zext(read(builder, address, I16), I32), I32(16))
-    return [spread(builder, builder.bitcast(bits, FLOAT))]
+    return [broadcast(builder, builder.bitcast(bits, FLOAT))]
 
 
 def load_affine(builder: Any, address: Any) -> list[Any]:
     """The scale and the offset of a group of int4."""
     # Scale and offset, two bfloat16 side by side, in one reading.
-    both = spread(builder, read(builder, address, I32))
+    both = broadcast(builder, read(builder, address, I32))
     return [lower_half(builder, both), upper_half(builder, both)]

@@ -1,4 +1,4 @@
-"""Weights times many rows, as reading a prompt has them: weights are turned once, and then all rows pass by.
+"""Weights times many rows, as reading a prompt has them: weights are transposed once, and then all rows pass by.
 
 Turned, a number of 32 rows of weights lies side by side in two registers: one activation in all lanes is multiplied by
 both, and twelve rows of activations share what was loaded. A partition is 32 columns of the result: they are summed in
@@ -10,16 +10,18 @@ from __future__ import annotations
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import add_into, first_row, gate_into
-from byhand.kernels.native.tiles import FORMATS, mixture, turning
-from byhand.kernels.native.vectors import argument, load_float32, on_stack, spread, stay_apart, store
+from byhand.kernels.native.tiles import FORMATS, accumulation, transposing
+from byhand.kernels.native.vectors import argument, broadcast, load_float32, not_inlined, on_stack, store
 
 # Set by the maker of each format's kernels; these are float32's. A step is what a lane multiplies at once: a number of
 # float32, or a pair of bfloat16.
 BLOCK, BLOCK_BYTES, SCALE_BYTES, STEP = 16, 64, 0, 1
 WIDE = 2 * LANES
-MIXTURES = {"twelve": 12, "four": 4, "one": 1}  # rows at a time
-mix_twelve, mix_four, mix_one = (mixture(FORMATS["float32"], rows, 2) for rows in MIXTURES.values())
-turn = turning(FORMATS["float32"], early=WIDE)
+ACCUMULATED = {"twelve": 12, "four": 4, "one": 1}  # rows at a time
+accumulate_twelve, accumulate_four, accumulate_one = (
+    accumulation(FORMATS["float32"], rows, 2) for rows in ACCUMULATED.values()
+)
+transpose = transposing(FORMATS["float32"], early=WIDE)
 put_some = store
 
 # Steps of a panel and rows of a tile.
@@ -48,28 +50,28 @@ def pack(at, partition):
                 put_some(target + 4 * some // STEP, load_float32(x + 4 * (row * inner + begin + some)))
 
 
-def mix_rows(y, y_stride, x, x_stride, rows, panel, stride, steps):
+def accumulate_rows(y, y_stride, x, x_stride, rows, panel, stride, steps):
     """y (rows, one panel's width) += x (rows, steps) times a panel (steps, its width)."""
     row = 0
     while row + 12 <= rows:
-        mix_twelve(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
+        accumulate_twelve(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
         row += 12
     while row + 4 <= rows:
-        mix_four(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
+        accumulate_four(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
         row += 4
     while row < rows:
-        mix_one(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
+        accumulate_one(y + row * y_stride, y_stride, x + row * x_stride, x_stride, panel, stride, 0, steps)
         row += 1
 
 
 def sum_tile(weights, scales, start, inner, x, tall, rows, tile):
     """tile (rows, WIDE) = rows of packed x (tall, inner) times weights[start:start + WIDE] transposed."""
-    stay_apart()
+    not_inlined()
     panel = panel_on_stack()
     blocks, steps = inner // BLOCK, BLOCK // STEP
     stride, scale_stride = blocks * BLOCK_BYTES, blocks * SCALE_BYTES
     for at in range(0, WIDE * rows, LANES):
-        store(tile + 4 * at, spread(0.0))
+        store(tile + 4 * at, broadcast(0.0))
     for begin in range(0, blocks, DEEP // steps):
         count = min(DEEP // steps, blocks - begin)
         for part in range(0, WIDE, LANES):
@@ -77,8 +79,8 @@ def sum_tile(weights, scales, start, inner, x, tall, rows, tile):
             s = scales + (start + part) * scale_stride + begin * SCALE_BYTES
             for block in range(count):
                 address = panel + 4 * (block * steps * WIDE + part)
-                turn(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, address, 4 * WIDE)
-        mix_rows(tile, 4 * WIDE, x + 4 * begin * steps * tall, 4 * DEEP, rows, panel, 4 * WIDE, count * steps)
+                transpose(w + block * BLOCK_BYTES, stride, s + block * SCALE_BYTES, scale_stride, address, 4 * WIDE)
+        accumulate_rows(tile, 4 * WIDE, x + 4 * begin * steps * tall, 4 * DEEP, rows, panel, 4 * WIDE, count * steps)
 
 
 @inlined
@@ -91,7 +93,7 @@ def add_to_all(tile, rows, other):
 
 def tile_of_linear(weights, scales, out, bias, start, inner, x, tall, first, rows, y, residual):
     """One tile of y: rows from `first` on, WIDE columns from `start` on."""
-    stay_apart()
+    not_inlined()
     tile = tile_on_stack()
     sum_tile(weights, scales, start, inner, x + 4 * DEEP * first, tall, rows, tile)
     add_to_all(tile, rows, bias + 4 * start if bias != 0 else 0)

@@ -12,21 +12,21 @@ from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.tiles import FORMATS, tile, unpacking
 from byhand.kernels.native.vectors import (
     argument,
+    broadcast,
     fma,
     highest,
     integer,
     load_float32,
+    not_inlined,
     on_stack,
     one_float32,
     put,
     silu,
-    spread,
-    stay_apart,
     store,
 )
 
-# Set by the maker of each format's kernels; these are float32's, and one of the curves of vectors.py.
-bend = silu
+# Set by the maker of each format's kernels; these are float32's, and one of the activation functions of vectors.py.
+activation = silu
 BLOCK, BLOCK_BYTES, SCALE_BYTES, BYTES, X_BYTES = 16, 64, 0, 4, 4
 PIECE = 2**40  # blocks of a row of weights that are gone through before the next row
 load, one, one_x = load_float32, one_float32, one_float32
@@ -55,7 +55,7 @@ def add_into(y, other, count):
 @inlined
 def finish(y, y_stride, rows, start, stop, bias, residual):
     """y[:, start:stop] += bias and residual, where they are given."""
-    stay_apart()
+    not_inlined()
     for row in range(rows):
         address = y + row * y_stride + 4 * start
         if bias != 0:
@@ -65,13 +65,13 @@ def finish(y, y_stride, rows, start, stop, bias, residual):
 
 
 def gate_into(y, gate, up, count):
-    """y = bend(gate) · up, all (count,)."""
+    """y = activation(gate) · up, all (count,)."""
     whole = count // LANES * LANES
     for at in range(0, whole, LANES):
-        store(y + 4 * at, bend(load_float32(gate + 4 * at)) * load_float32(up + 4 * at))
+        store(y + 4 * at, activation(load_float32(gate + 4 * at)) * load_float32(up + 4 * at))
     for at in range(whole, count):
-        # One number in all lanes: the same curve, and no second way to compute it.
-        value = bend(spread(one_float32(gate + 4 * at))) * spread(one_float32(up + 4 * at))
+        # One number in all lanes: the same function, and no second way to compute it.
+        value = activation(broadcast(one_float32(gate + 4 * at))) * broadcast(one_float32(up + 4 * at))
         put(y + 4 * at, highest(value))
 
 
@@ -93,7 +93,7 @@ def first_row(partition, partitions, rows):
 
 def add_tails(weights, first, start, stop, inner, x, x_stride, rows, y, y_stride):
     """Add to y what the inner columns from `first` on contribute, too few for a vector."""
-    stay_apart()
+    not_inlined()
     for row in range(rows):
         for column in range(start, stop):
             address = y + row * y_stride + 4 * column
@@ -112,7 +112,7 @@ def arrange(x, blocks, room):
 
 def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more):
     """One row of activations: weight rows two by two, the two far apart, so that memory is read in two streams."""
-    stay_apart()
+    not_inlined()
     pairs, room = (stop - start) // 2, room_on_stack()
     for begin in range(0, max(blocks, 1), PIECE):
         count = min(PIECE, blocks - begin)
@@ -131,7 +131,7 @@ def multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, 
 
 def multiply_eight(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, y, y_stride, more):
     """The same for eight rows; the last of an odd number of weight rows is left."""
-    stay_apart()
+    not_inlined()
     pairs = (stop - start) // 2
     for column in range(start, start + pairs):
         w, s, apart = weights + column * stride, scales + column * scale_stride, 4 * pairs
@@ -142,7 +142,7 @@ def multiply_eight(weights, scales, start, stop, blocks, stride, scale_stride, x
 
 def multiply_few(weights, scales, start, stop, blocks, stride, scale_stride, x, x_stride, rows, y, y_stride, more):
     """`multiply_rows` for eight rows or at most four, each weight read once; `more` adds to y."""
-    stay_apart()
+    not_inlined()
     if rows == 1:
         multiply_one(weights, scales, start, stop, blocks, stride, scale_stride, x, y, more)
         return
@@ -166,7 +166,7 @@ def multiply_few(weights, scales, start, stop, blocks, stride, scale_stride, x, 
 
 def multiply_rows(weights, scales, start, stop, inner, x, x_stride, rows, y, y_stride):
     """y[:, start:stop] = x (rows, inner) times weights[start:stop] (out, inner) transposed."""
-    stay_apart()
+    not_inlined()
     blocks = inner // BLOCK
     stride = blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES
     scale_stride = SCALE_BYTES * blocks
@@ -261,13 +261,13 @@ COLUMNS = 1024
 
 def add_rows(weights, first, count, out, start, stop, x, y):
     """y[start:stop] += x[first:first + count] · weights[first:first + count, start:stop], count 4 or 1."""
-    stay_apart()
+    not_inlined()
     whole = start + (stop - start) // LANES * LANES
     w = weights + first * out * BYTES
     step = out * BYTES
     if count == 4:
-        a, b = spread(one_float32(x + 4 * first)), spread(one_float32(x + 4 * first + 4))
-        c, d = spread(one_float32(x + 4 * first + 8)), spread(one_float32(x + 4 * first + 12))
+        a, b = broadcast(one_float32(x + 4 * first)), broadcast(one_float32(x + 4 * first + 4))
+        c, d = broadcast(one_float32(x + 4 * first + 8)), broadcast(one_float32(x + 4 * first + 12))
         for at in range(start, whole, LANES):
             address = w + at * BYTES
             value = fma(a, load(address), load_float32(y + 4 * at))
@@ -275,7 +275,7 @@ def add_rows(weights, first, count, out, start, stop, x, y):
             value = fma(c, load(address + 2 * step), value)
             store(y + 4 * at, fma(d, load(address + 3 * step), value))
     else:
-        a = spread(one_float32(x + 4 * first))
+        a = broadcast(one_float32(x + 4 * first))
         for at in range(start, whole, LANES):
             store(y + 4 * at, fma(a, load(w + at * BYTES), load_float32(y + 4 * at)))
     for at in range(whole, stop):
@@ -287,7 +287,7 @@ def add_rows(weights, first, count, out, start, stop, x, y):
 
 def columns_partition(begin, end, weights, out, bias, inner, x, rows, y, residual):
     """What one thread does: its outputs in every row, a few at a time, from the first input to the last."""
-    stay_apart()
+    not_inlined()
     for start in range(begin, end, COLUMNS):
         stop = min(start + COLUMNS, end)
         for row in range(rows):

@@ -1,6 +1,6 @@
 """The small kernels between the products: norms and the gate, a row at a time. Arguments as in products.py.
 
-`curve` and `curve_mul` are templates: `bend` is one of the curves of vectors.py.
+`act` and `act_and_mul` are templates: `activation` is one of the functions of vectors.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import first_row, gate_into, partition_start
 from byhand.kernels.native.vectors import (
     argument,
+    broadcast,
     fma,
     fraction,
     highest,
@@ -20,13 +21,12 @@ from byhand.kernels.native.vectors import (
     put,
     put_bfloat16,
     silu,
-    spread,
     store,
     store_rounded,
     total,
 )
 
-bend = silu
+activation = silu
 
 
 @inlined
@@ -43,7 +43,7 @@ def add_row(y, x, size):
 def norm_row(source, weight, eps, target, size):
     """One row over its root mean square, times weight."""
     whole = size // LANES * LANES
-    squares = spread(0.0)
+    squares = broadcast(0.0)
     for at in range(0, whole, LANES):
         value = load_float32(source + 4 * at)
         squares = fma(value, value, squares)
@@ -51,7 +51,7 @@ def norm_row(source, weight, eps, target, size):
     for at in range(whole, size):
         square += one_float32(source + 4 * at) ** 2
     factor = 1.0 / math.sqrt(square / size + eps)
-    factors = spread(factor)
+    factors = broadcast(factor)
     for at in range(0, whole, LANES):
         store(target + 4 * at, load_float32(source + 4 * at) * factors * load_float32(weight + 4 * at))
     for at in range(whole, size):
@@ -75,7 +75,7 @@ def rms_norm(at, partition):
 def centre_row(source, weight, bias, eps, target, size):
     """One row less its mean, over its standard deviation, times weight, plus bias; either may be 0, for none."""
     whole = size // LANES * LANES
-    sums = spread(0.0)
+    sums = broadcast(0.0)
     for at in range(0, whole, LANES):
         sums = sums + load_float32(source + 4 * at)
     mean = total(sums)
@@ -83,7 +83,7 @@ def centre_row(source, weight, bias, eps, target, size):
         mean += one_float32(source + 4 * at)
     mean /= size
     # A second reading: the difference of large squares would lose what a small deviation is made of.
-    means, squares = spread(mean), spread(0.0)
+    means, squares = broadcast(mean), broadcast(0.0)
     for at in range(0, whole, LANES):
         value = load_float32(source + 4 * at) - means
         squares = fma(value, value, squares)
@@ -91,7 +91,7 @@ def centre_row(source, weight, bias, eps, target, size):
     for at in range(whole, size):
         square += (one_float32(source + 4 * at) - mean) ** 2
     factor = 1.0 / math.sqrt(square / size + eps)
-    factors = spread(factor)
+    factors = broadcast(factor)
     for at in range(0, whole, LANES):
         value = (load_float32(source + 4 * at) - means) * factors
         if weight != 0:
@@ -121,20 +121,20 @@ def layer_norm(at, partition):
             add_row(y + 4 * row * size, residual + 4 * row * size, size)
 
 
-def curve(at, partition):
-    """y = bend(x), both (count,). Arguments: partitions, x, y, count."""
+def act(at, partition):
+    """y = activation(x), both (count,). Arguments: partitions, x, y, count."""
     partitions, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
     for i in range(start, whole, LANES):
-        store(y + 4 * i, bend(load_float32(x + 4 * i)))
+        store(y + 4 * i, activation(load_float32(x + 4 * i)))
     for i in range(whole, stop):
-        # One number in all lanes: the same curve, and no second way to compute it.
-        put(y + 4 * i, highest(bend(spread(one_float32(x + 4 * i)))))
+        # One number in all lanes: the same function, and no second way to compute it.
+        put(y + 4 * i, highest(activation(broadcast(one_float32(x + 4 * i)))))
 
 
-def curve_mul(at, partition):
-    """y = curve(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
+def act_and_mul(at, partition):
+    """y = activation(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
     partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
     y, count = argument(at, 3), argument(at, 4)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)

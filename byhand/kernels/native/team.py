@@ -51,14 +51,14 @@ def count_up(builder: Any, address: Any) -> Any:
 
 
 @typed(types.void)
-def breathe(builder: Any) -> Any:
+def pause(builder: Any) -> Any:
     """Wait a moment."""
     if IS_X86:
         llvm.call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
 
 
 @typed(types.void)
-def step_aside(builder: Any) -> Any:
+def yield_processor(builder: Any) -> Any:
     """Let other threads have the processor."""
     if not IS_WINDOWS:
         kind = ir.FunctionType(llvm.I32, [])
@@ -79,9 +79,9 @@ def work(entries, count):
         looks = 0
         while look(entry + 32) < partitions:
             looks += 1
-            breathe()
+            pause()
             if looks % PATIENCE == 0:
-                step_aside()
+                yield_processor()
 
 
 def run_list(entries, count, threads):

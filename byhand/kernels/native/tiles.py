@@ -19,7 +19,7 @@ AHEAD = 4096
 CACHE_LINE = 64
 
 
-class Format:
+class TileFormat:
     """How a weight row is read: `block` numbers at a time, which are `block_bytes` bytes.
 
     A quantised block has `scale_bytes` bytes more, elsewhere: what its codes are multiplied by, and what is added.
@@ -58,7 +58,7 @@ class Format:
 
 
 # How each format's own file says that its rows are read.
-FORMATS = {name: Format(**form.tile(llvm)) for name, form in formats().items()}
+FORMATS = {name: TileFormat(**weight_format.tile(llvm)) for name, weight_format in formats().items()}
 
 
 # Dot products of some weight rows with some activation rows, the heart of every product.
@@ -88,8 +88,14 @@ def _four_totals(builder: Any, sums: list[Any]) -> Any:
 class Tile:
     """Writes the loop over a tile's inner dimension: columns (weight rows) times rows (of activations)."""
 
-    def __init__(self, builder: Any, form: Format, columns: int, rows: int, unroll: int) -> None:
-        self.builder, self.form, self.columns, self.rows, self.unroll = builder, form, columns, rows, unroll
+    def __init__(self, builder: Any, weight_format: TileFormat, columns: int, rows: int, unroll: int) -> None:
+        self.builder, self.weight_format, self.columns, self.rows, self.unroll = (
+            builder,
+            weight_format,
+            columns,
+            rows,
+            unroll,
+        )
         zero = llvm.all_lanes(llvm.FLOAT, 0.0)
         # Some sums at a time for each dot product: one alone would wait for its own last addition.
         self.sums = {
@@ -120,8 +126,8 @@ class Tile:
 
     def _fetch_early(self, turn: int, weights: Any, weight_stride: Any, at: Any) -> None:
         """Ask for the weights that come AHEAD, or with four columns for those of the next tile."""
-        builder, form = self.builder, self.form
-        if turn * form.block_bytes % CACHE_LINE:
+        builder, weight_format = self.builder, self.weight_format
+        if turn * weight_format.block_bytes % CACHE_LINE:
             return
         for column in range(self.columns):
             address = self._offset(weights, weight_stride, column + (4 if self.columns == 4 else 0))
@@ -130,26 +136,28 @@ class Tile:
 
     def _step(self, turn: int, block: Any, arguments: tuple[Any, ...]) -> None:
         weights, weight_stride, scales, scale_stride, x, x_stride = arguments
-        builder, form = self.builder, self.form
-        self._fetch_early(turn, weights, weight_stride, builder.mul(block, llvm.I64(form.block_bytes)))
-        at = builder.mul(block, llvm.I64(form.block * 4))
+        builder, weight_format = self.builder, self.weight_format
+        self._fetch_early(turn, weights, weight_stride, builder.mul(block, llvm.I64(weight_format.block_bytes)))
+        at = builder.mul(block, llvm.I64(weight_format.block * 4))
         activations = []
         for row in range(self.rows):
             address = builder.add(self._offset(x, x_stride, row), at)
-            parts = range(0, form.block, LANES)
+            parts = range(0, weight_format.block, LANES)
             activations.append([llvm.load_float32(builder, builder.add(address, llvm.I64(4 * part))) for part in parts])
         for column in range(self.columns):
-            at = builder.mul(block, llvm.I64(form.block_bytes))
+            at = builder.mul(block, llvm.I64(weight_format.block_bytes))
             row_address = builder.add(self._offset(weights, weight_stride, column), at)
-            if not form.scale_bytes:
-                values = form.load(builder, row_address)
+            if not weight_format.scale_bytes:
+                values = weight_format.load(builder, row_address)
             else:
-                at = builder.mul(block, llvm.I64(form.scale_bytes))
-                affine = form.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
-                if self.rows == 1 and form.load_scaled is None:
-                    self._accumulate_scaled((column, 0, turn), form.load(builder, row_address), activations[0], affine)
+                at = builder.mul(block, llvm.I64(weight_format.scale_bytes))
+                affine = weight_format.load_scale(builder, builder.add(self._offset(scales, scale_stride, column), at))
+                if self.rows == 1 and weight_format.load_scaled is None:
+                    self._accumulate_scaled(
+                        (column, 0, turn), weight_format.load(builder, row_address), activations[0], affine
+                    )
                     continue
-                values = form.load_numbers(builder, row_address, affine)
+                values = weight_format.load_numbers(builder, row_address, affine)
             for row in range(self.rows):
                 self._accumulate((column, row, turn), values, activations[row])
 
@@ -221,62 +229,62 @@ class PairTile(Tile):
                 builder.store(llvm.add_pairs(builder, values, activations, builder.load(total)), total)
 
 
-PAIRS = Format(32, CACHE_LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
+PAIRS = TileFormat(32, CACHE_LINE, lambda builder, address: [llvm.read(builder, address, llvm.INTS)])
 
 
-def tile(form: Format, columns: int, rows: int, unroll: int = 1, kind: type[Tile] = Tile) -> Any:
+def tile(weight_format: TileFormat, columns: int, rows: int, unroll: int = 1, kind: type[Tile] = Tile) -> Any:
     """An intrinsic: the dot products of `columns` weight rows and `rows` activation rows, into memory.
 
     Its arguments: weights, bytes from one weight row to the next, scales, bytes from one row of them to the next,
     x, bytes from row to row, blocks of the inner dimension, out, bytes from row to row, bytes from column to column
     (four columns lie side by side), and whether to add to what is there.
     """
-    kind = PairTile if form is PAIRS else kind
+    kind = PairTile if weight_format is PAIRS else kind
 
     @typed(types.void, *(types.int64,) * 11)
     def dots(builder: Any, *arguments: Any) -> None:
-        kind(builder, form, columns, rows, unroll).write(arguments[:6], *arguments[6:])
+        kind(builder, weight_format, columns, rows, unroll).write(arguments[:6], *arguments[6:])
 
     return dots
 
 
-def unpacking(form: Format) -> Any:
+def unpacking(weight_format: TileFormat) -> Any:
     """An intrinsic: a row of weights as float32. Its arguments: weights, scales, blocks, out."""
 
     @typed(types.void, *(types.int64,) * 4)
     def unpack(builder: Any, weights: Any, scales: Any, blocks: Any, out: Any) -> None:
         with cgutils.for_range(builder, blocks, intp=llvm.I64) as loop:
-            address = builder.add(weights, builder.mul(loop.index, llvm.I64(form.block_bytes)))
-            if form.scale_bytes:
-                affine = form.load_scale(
-                    builder, builder.add(scales, builder.mul(loop.index, llvm.I64(form.scale_bytes)))
+            address = builder.add(weights, builder.mul(loop.index, llvm.I64(weight_format.block_bytes)))
+            if weight_format.scale_bytes:
+                affine = weight_format.load_scale(
+                    builder, builder.add(scales, builder.mul(loop.index, llvm.I64(weight_format.scale_bytes)))
                 )
-                values = form.load_numbers(builder, address, affine)
+                values = weight_format.load_numbers(builder, address, affine)
             else:
-                values = form.load(builder, address)
+                values = weight_format.load(builder, address)
             for part, value in enumerate(values):
-                at = builder.add(builder.mul(loop.index, llvm.I64(4 * form.block)), llvm.I64(64 * part))
+                at = builder.add(builder.mul(loop.index, llvm.I64(4 * weight_format.block)), llvm.I64(64 * part))
                 llvm.write(builder, builder.add(out, at), value)
 
     return unpack
 
 
-def pairing(form: Format) -> Any:
+def pairing(weight_format: TileFormat) -> Any:
     """An intrinsic: two rows of numbers in pairs of bfloat16. Its arguments: the one, the other, vectors, out."""
 
     @typed(types.void, *(types.int64,) * 4)
     def pair(builder: Any, first: Any, second: Any, vectors: Any, out: Any) -> None:
         with cgutils.for_range(builder, vectors, intp=llvm.I64) as loop:
-            at = builder.mul(loop.index, llvm.I64(form.block_bytes))
-            rows = [form.load(builder, builder.add(row, at))[0] for row in (first, second)]
+            at = builder.mul(loop.index, llvm.I64(weight_format.block_bytes))
+            rows = [weight_format.load(builder, builder.add(row, at))[0] for row in (first, second)]
             address = builder.add(out, builder.mul(loop.index, llvm.I64(4 * LANES)))
             llvm.write(builder, address, llvm.rounded_pairs(builder, *rows))
 
     return pair
 
 
-def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
-    """An intrinsic: a block of each of sixteen rows of weights, turned: a number of all rows side by side in float32.
+def transposing(weight_format: TileFormat, early: int = 0, *, pairs: bool = False) -> Any:
+    """An intrinsic: a block of each of sixteen rows, transposed: a number of all rows side by side in float32.
 
     early: ask for the rows that lie so many further on. pairs: two numbers of all rows side by side, in bfloat16.
 
@@ -285,7 +293,7 @@ def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
     """
 
     @typed(types.void, *(types.int64,) * 6)
-    def turn(
+    def transpose(
         builder: Any, weights: Any, stride: Any, scales: Any, scale_stride: Any, out: Any, out_stride: Any
     ) -> None:
         rows = []
@@ -294,22 +302,24 @@ def turning(form: Format, early: int = 0, *, pairs: bool = False) -> Any:
             if early:
                 ahead = builder.mul(stride, llvm.I64(early))
                 llvm.fetch_early(builder, builder.add(address, ahead), keep=True)
-            if form.scale_bytes:
-                affine = form.load_scale(builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row))))
-                rows.append(form.load_numbers(builder, address, affine))
+            if weight_format.scale_bytes:
+                affine = weight_format.load_scale(
+                    builder, builder.add(scales, builder.mul(scale_stride, llvm.I64(row)))
+                )
+                rows.append(weight_format.load_numbers(builder, address, affine))
             else:
-                rows.append(form.load(builder, address))
-        columns = [column for part in zip(*rows, strict=True) for column in llvm.turned(builder, list(part))]
+                rows.append(weight_format.load(builder, address))
+        columns = [column for part in zip(*rows, strict=True) for column in llvm.transposed(builder, list(part))]
         if pairs:
             columns = [llvm.rounded_pairs(builder, *both) for both in zip(columns[::2], columns[1::2], strict=True)]
         for number, value in enumerate(columns):
             at = builder.add(out, builder.mul(out_stride, llvm.I64(number)))
             llvm.write(builder, at, value)
 
-    return turn
+    return transpose
 
 
-def mixture(form: Format, rows: int, vectors: int) -> Any:
+def accumulation(weight_format: TileFormat, rows: int, vectors: int) -> Any:
     """An intrinsic: for `rows` rows, sums += Σ weights[i] · values[i], 16 · `vectors` numbers wide, i in first:last.
 
     Its arguments: sums, bytes from row to row, weights, bytes from row to row, values, bytes from one to the next,
@@ -317,7 +327,7 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
     """
 
     @typed(types.void, *(types.int64,) * 8)
-    def mix(
+    def accumulate(
         builder: Any,
         sums: Any,
         sums_stride: Any,
@@ -334,17 +344,17 @@ def mixture(form: Format, rows: int, vectors: int) -> Any:
             for part in range(vectors)
         ]
         totals = [cgutils.alloca_once_value(builder, llvm.load_float32(builder, address)) for address in addresses]
-        add, kind = (llvm.add_pairs, llvm.I32) if form is PAIRS else (llvm.fma, llvm.FLOAT)
+        add, kind = (llvm.add_pairs, llvm.I32) if weight_format is PAIRS else (llvm.fma, llvm.FLOAT)
         with cgutils.for_range(builder, last, start=first, intp=llvm.I64) as loop:
             value = builder.add(values, builder.mul(stride, loop.index))
-            steps = (builder.add(value, llvm.I64(form.block_bytes * part)) for part in range(vectors))
-            numbers = [form.load(builder, step)[0] for step in steps]
+            steps = (builder.add(value, llvm.I64(weight_format.block_bytes * part)) for part in range(vectors))
+            numbers = [weight_format.load(builder, step)[0] for step in steps]
             for row in range(rows):
                 at = builder.add(builder.mul(weights_stride, llvm.I64(row)), builder.mul(loop.index, llvm.I64(4)))
-                weight = llvm.spread(builder, llvm.read(builder, builder.add(weights, at), kind))
+                weight = llvm.broadcast(builder, llvm.read(builder, builder.add(weights, at), kind))
                 for number, total in zip(numbers, totals[row * vectors :], strict=False):
                     builder.store(add(builder, weight, number, builder.load(total)), total)
         for address, total in zip(addresses, totals, strict=True):
             llvm.write(builder, address, builder.load(total))
 
-    return mix
+    return accumulate

@@ -10,18 +10,18 @@ from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.vectors import (
     argument,
+    broadcast,
     decay,
     highest,
     integer,
     larger,
     load_float32,
+    not_inlined,
     one_double,
     one_float32,
     put,
     put_double,
     put_integer,
-    spread,
-    stay_apart,
     total,
 )
 
@@ -66,10 +66,10 @@ def find_best(logits, size, k, values, ids):
 @inlined
 def is_finite(logits, size):
     """Whether all are numbers, and none is infinite: zero times anything else is not zero."""
-    zeros = spread(0.0)
+    zeros = broadcast(0.0)
     whole = size // LANES * LANES
     for at in range(0, whole, LANES):
-        zeros = zeros + load_float32(logits + 4 * at) * spread(0.0)
+        zeros = zeros + load_float32(logits + 4 * at) * broadcast(0.0)
     rest = total(zeros)
     for at in range(whole, size):
         rest += one_float32(logits + 4 * at) * 0.0
@@ -79,12 +79,12 @@ def is_finite(logits, size):
 @inlined
 def add_moments(logits, start, stop, peak, results):
     """Add to results[1:3] the sums over start:stop of w = exp(logit - peak), and of w · (logit - peak)."""
-    stay_apart()
-    peaks = spread(peak)
+    not_inlined()
+    peaks = broadcast(peak)
     mass, moment = 0.0, 0.0
     whole = start + (stop - start) // LANES * LANES
     for first in range(start, whole, TURN * LANES):
-        masses, moments = spread(0.0), spread(0.0)
+        masses, moments = broadcast(0.0), broadcast(0.0)
         for at in range(first, min(first + TURN * LANES, whole), LANES):
             distances = load_float32(logits + 4 * at) - peaks
             weights = decay(distances)
@@ -94,7 +94,7 @@ def add_moments(logits, start, stop, peak, results):
         moment += total(moments)
     for at in range(whole, stop):
         distance = one_float32(logits + 4 * at) - peak
-        weight = total(decay(spread(distance))) / LANES
+        weight = total(decay(broadcast(distance))) / LANES
         mass += weight
         moment += weight * distance
     put_double(results + 8, one_double(results + 8) + mass)

@@ -59,7 +59,7 @@ load_float16 = typed(vector, _address)(llvm.load_float16)
 
 
 @typed(types.void)
-def stay_apart(builder: Any) -> Any:
+def not_inlined(builder: Any) -> Any:
     """Keep the function that says this from being copied into its callers: smaller code, and sooner compiled."""
     builder.function.attributes.add("noinline")
 
@@ -191,9 +191,9 @@ def put_integer(builder: Any, address: Any, value: Any) -> Any:
 
 
 @typed(vector, types.float32)
-def spread(builder: Any, value: Any) -> Any:
+def broadcast(builder: Any, value: Any) -> Any:
     """One number in all sixteen lanes."""
-    return llvm.spread(builder, value)
+    return llvm.broadcast(builder, value)
 
 
 @typed(types.float32, vector)
@@ -229,7 +229,7 @@ def lane_numbers(builder: Any) -> Any:
 @typed(vector, vector, vector, vector, types.float32)
 def where_less(builder: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
     """`chosen` in the lanes where a < b, `other` in the rest."""
-    return builder.select(builder.fcmp_ordered("<", a, b), chosen, llvm.spread(builder, other))
+    return builder.select(builder.fcmp_ordered("<", a, b), chosen, llvm.broadcast(builder, other))
 
 
 # exp(x) = 2ⁿ · exp(r), n whole and |r| ≤ ln 2 / 2, where Taylor's sum to the seventh power is exact to float32.
@@ -300,41 +300,41 @@ _overload(operator.truediv, _divide)
 @njit
 def silu(x):  # type: ignore[no-untyped-def]
     """x times its sigmoid, lane by lane."""
-    one = spread(1.0)
-    return x / (one + exp(spread(0.0) - x))
+    one = broadcast(1.0)
+    return x / (one + exp(broadcast(0.0) - x))
 
 
 @njit
 def relu(x):  # type: ignore[no-untyped-def]
     """max(x, 0), lane by lane; a NaN stays one."""
-    return x - where_less(x, spread(0.0), x, 0.0)
+    return x - where_less(x, broadcast(0.0), x, 0.0)
 
 
 @njit
 def gelu_tanh(x):  # type: ignore[no-untyped-def]
     """x · (1 + tanh(a)) / 2 = x · sigmoid(2a), where a = √(2/π) · (x + 0.044715 x³)."""
-    doubled = x * fma(x * x, spread(0.0713548162726), spread(1.59576912161))
-    return x / (spread(1.0) + exp(spread(0.0) - doubled))
+    doubled = x * fma(x * x, broadcast(0.0713548162726), broadcast(1.59576912161))
+    return x / (broadcast(1.0) + exp(broadcast(0.0) - doubled))
 
 
 @njit
 def gelu(x):  # type: ignore[no-untyped-def]
     """x · Φ(x), lane by lane; the error function by Abramowitz and Stegun 7.1.26, within 1.5e-7."""
-    one, zero = spread(1.0), spread(0.0)
-    size = x - where_less(x, zero, x * spread(2.0), 0.0)  # |x|
-    t = one / fma(size, spread(0.3275911 * 0.7071067811865476), one)
-    series = fma(t, spread(1.061405429), spread(-1.453152027))
-    series = fma(t, series, spread(1.421413741))
-    series = fma(t, series, spread(-0.284496736))
-    series = fma(t, series, spread(0.254829592))
-    beyond = series * t * exp(zero - x * x * spread(0.5)) * spread(0.5)  # what lies beyond |x|
+    one, zero = broadcast(1.0), broadcast(0.0)
+    size = x - where_less(x, zero, x * broadcast(2.0), 0.0)  # |x|
+    t = one / fma(size, broadcast(0.3275911 * 0.7071067811865476), one)
+    series = fma(t, broadcast(1.061405429), broadcast(-1.453152027))
+    series = fma(t, series, broadcast(1.421413741))
+    series = fma(t, series, broadcast(-0.284496736))
+    series = fma(t, series, broadcast(0.254829592))
+    beyond = series * t * exp(zero - x * x * broadcast(0.5)) * broadcast(0.5)  # what lies beyond |x|
     below = where_less(x, zero, beyond, 0.0) + where_less(
         zero - one, zero - where_less(x, zero, one, 0.0), one - beyond, 0.0
     )
     return x * below
 
 
-CURVES = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 LOADS = {"float32": load_float32, "bfloat16": load_bfloat16, "float16": load_float16}
 ONES = {"float32": one_float32, "bfloat16": one_bfloat16, "float16": one_float16}
 STORES = {"float32": store, "bfloat16": store_bfloat16, "float16": store_float16}
