@@ -12,7 +12,7 @@ from typing import Any
 
 from byhand.config import ConfigFields
 from byhand.errors import BadConfig, BadRequest, BadWeights, CheckpointError, CheckpointNotFound
-from byhand.formats import formats, quantized_formats
+from byhand.formats import described, formats, quantized_formats
 from byhand.lookalikes import (
     ADAPTER,
     adapter_note,
@@ -29,6 +29,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 # How byhand's own quantised folders say what they hold (docs/quantisation.md).
 QUANTIZATION_VERSION = 1
+MIXED_VERSION = 2  # with `formats`: what tensors of another format have, by name
 
 PICKLE_NOTE = "pytorch_model.bin is a pickle: read by torch's restricted unpickler; `byhand convert` makes safetensors"
 
@@ -56,6 +57,18 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFormats:
+    """In what matrices are stored: most in one format, and `others`, by their names, in another."""
+
+    default: str
+    others: dict[str, str]
+
+    def of(self, tensor: str) -> str:
+        """The format of a matrix by its whole name."""
+        return self.others.get(tensor, self.default)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """An opened checkpoint: `notes` are lines that a person should see when it is used."""
 
@@ -75,7 +88,12 @@ class Checkpoint:
         return name
 
     def quantized_as(self) -> str | None:
-        """`int8` or `int4` where byhand stored the weights so; what others quantised is refused."""
+        """What byhand's quantised weights are stored in: "int4", or "int4 and int8" where tensors differ; else None."""
+        stored = self.stored_formats()
+        return None if stored is None else described({stored.default, *stored.others.values()})
+
+    def stored_formats(self) -> StoredFormats | None:
+        """The formats of the matrices where byhand quantised them; what others quantised is refused."""
         section = ConfigFields(self.config).section("quantization_config")
         if section is None:
             return None
@@ -84,11 +102,19 @@ class Checkpoint:
             raise BadConfig(
                 f"config.json: `quantization_config` {kind}; only unquantized weights and byhand's are read"
             )
-        section.integer("version", low=QUANTIZATION_VERSION, high=QUANTIZATION_VERSION)
-        weight_format: str = section.choice("format", ..., quantized_formats())
-        group = formats()[weight_format].group
+        version = section.integer("version", low=QUANTIZATION_VERSION, high=MIXED_VERSION)
+        default: str = section.choice("format", ..., quantized_formats())
+        group = formats()[default].group
         section.integer("group_size", low=group, high=group)
-        return weight_format
+        if version == QUANTIZATION_VERSION:
+            return StoredFormats(default, {})
+        others = section.value("formats", ...)
+        if not isinstance(others, dict) or not all(isinstance(name, str) for name in others.values()):
+            section.refuse("formats", "an object: a tensor's name, and its format")
+        for tensor, name in others.items():
+            if name not in formats():
+                section.refuse("formats", f"of known formats ({', '.join(formats())}); `{tensor}` has {name!r}")
+        return StoredFormats(default, others)
 
     @property
     def weight_bytes(self) -> int:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from byhand.checkpoint import QUANTIZATION_VERSION, Checkpoint, open_checkpoint
+from byhand.checkpoint import MIXED_VERSION, QUANTIZATION_VERSION, Checkpoint, open_checkpoint
 from byhand.errors import BadRequest, BadWeights
 from byhand.formats import Weight, check_quantized, formats
 from byhand.hub import DESCRIPTION
@@ -88,7 +89,7 @@ def _plan_codes(name: str, weight: Weight, weight_format: str) -> tuple[Planned,
         kept.append(scales)
         try:
             for some_codes, some_scales in quantize_blocks(weight, weight_format):
-                scales[row : row + len(some_scales)] = some_scales
+                scales.flatten(0, -2)[row : row + len(some_scales)] = some_scales
                 row += len(some_scales)
                 yield some_codes
         except BadWeights as error:
@@ -146,12 +147,18 @@ def convert(source: str | Path | None, target: Path, dtype: str | None = None, r
 
 
 def quantize_checkpoint(
-    source: str | Path | None, target: Path, weight_format: str, revision: str | None = None
+    source: str | Path | None,
+    target: Path,
+    weight_format: str,
+    revision: str | None = None,
+    *,
+    tensor_types: Sequence[tuple[str, str]] = (),
 ) -> Quantized:
     """Write a checkpoint with its matrices in `int8` or `int4` into a new or empty folder, which loads at once.
 
     Every matrix that a product reads is quantised, the embedding and the head too, tied or not. Norms, biases and
-    tables of positions stay as they are stored.
+    tables of positions stay as they are stored. `tensor_types`: patterns of tensors' names (`*` is anything), each with
+    the format of those that it fits, a float format too; of several that fit, the first counts.
     """
     format_ = check_quantized(weight_format, "format")
     check_new(target)
@@ -159,12 +166,18 @@ def quantize_checkpoint(
     weights = _read_strictly(checkpoint)
     matrices, needed = weights.matrices(), weights.needed()
     kept = _plan({name: stored for name, stored in needed.items() if name not in matrices})
-    coded = [planned for name, weight in matrices.items() for planned in _plan_codes(name, weight, weight_format)]
-    tensors = [*kept, *coded]
+    others = _other_formats(list(matrices), tensor_types)
+    coded = [
+        planned
+        for name, weight in matrices.items()
+        for planned in _plan_matrix(name, needed[name], weight, others.get(name, weight_format))
+    ]
+    tensors = sorted([*kept, *coded], key=lambda tensor: 0 if _is_coded(tensor) else -tensor.dtype.itemsize)
     said = {
         "quant_method": "byhand",
-        "version": QUANTIZATION_VERSION,
+        "version": MIXED_VERSION if others else QUANTIZATION_VERSION,
         "format": weight_format,
+        **({"formats": others} if others else {}),
         "group_size": format_.group,
         "source": str(checkpoint.identity),
         "parameters": sum(stored.read().numel() for stored in needed.values()),
@@ -172,4 +185,36 @@ def quantize_checkpoint(
     _write(checkpoint, target, tensors, {"quantization_config": said})
     before = sum(stored.read().nbytes for stored in needed.values())
     after = sum(tensor.nbytes for tensor in tensors)
-    return Quantized(target, tuple(matrices), tuple(tensor.name for tensor in kept), before, after)
+    in_codes = tuple(name for name in matrices if not formats()[others.get(name, weight_format)].is_float)
+    left = tuple(tensor.name for tensor in tensors if not _is_coded(tensor))
+    return Quantized(target, in_codes, left, before, after)
+
+
+def _is_coded(tensor: Planned) -> bool:
+    return tensor.name.endswith((".codes", ".scales"))
+
+
+def _other_formats(names: Sequence[str], tensor_types: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The matrices that a pattern fits, and the format of the first that does."""
+    found: dict[str, str] = {}
+    for pattern, name in tensor_types:
+        if name not in formats():
+            raise BadRequest(
+                f"tensor_types has {pattern}={name}; a format must be one of {', '.join(formats())}",
+                param="tensor_types",
+            )
+        fitting = [matrix for matrix in names if fnmatchcase(matrix, pattern)]
+        if not fitting:
+            raise BadRequest(
+                f"tensor_types has {pattern}={name}, which fits no matrix: there are {', '.join(names[:3])}, …",
+                param="tensor_types",
+            )
+        found |= {matrix: name for matrix in fitting if matrix not in found}
+    return found
+
+
+def _plan_matrix(name: str, stored: StoredTensor, weight: Weight, weight_format: str) -> Iterable[Planned]:
+    """A matrix in codes, or as floats of a dtype, as it is stored."""
+    if formats()[weight_format].is_float:
+        return (_planned(name, stored, DTYPES[weight_format]),)
+    return _plan_codes(name, weight, weight_format)

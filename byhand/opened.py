@@ -104,7 +104,7 @@ class Opened:
             if self.model.device.type == "cpu":
                 _check_memory(pages, page_bytes)
         cache = KVCache(specs, pages, device=self.model.device, dtype=dtype)
-        root = f"{self.checkpoint.identity.digest}/{self.model.dtype}/{cache.dtype}".encode()
+        root = f"{self.checkpoint.identity.digest}/{sorted(self.model.formats.items())}/{cache.dtype}".encode()
         return Engine(self.model, self.tokenizer, cache, root=root, eos_ids=self.eos_ids, context=self.context)
 
     # What was opened.

@@ -17,8 +17,11 @@ def shrinker(weight_format: str) -> Callable[[Weight], Weight]:
 
 
 def quantize_blocks(weight: Weight, weight_format: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The parts of a float weight in a format, block of rows by block: no float copy of the whole is ever held."""
-    return formats()[weight_format].quantize_blocks(weight)
+    """The parts of a float weight in a format, block of rows by block: no float copy of the whole is ever held.
+
+    Of several matrices, (how many, out, in), the rows of one after those of the other.
+    """
+    return formats()[weight_format].quantize_blocks(weight.flat())
 
 
 def quantize(weight: Weight, weight_format: str) -> Weight:
@@ -29,6 +32,6 @@ def quantize(weight: Weight, weight_format: str) -> Weight:
     for block in quantize_blocks(weight, weight_format):
         end = row + len(block[0])
         for tensor, some in zip(tensors, block, strict=True):
-            tensor[row:end] = some
+            tensor.flatten(0, -2)[row:end] = some
         row = end
     return Weight(weight_format, tuple(tensors), weight.shape)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from byhand.checkpoint import Checkpoint, read_header
+from byhand.checkpoint import Checkpoint, StoredFormats, read_header
 from byhand.errors import BadRequest, BadWeights
-from byhand.formats import Weight, float_formats, formats
+from byhand.formats import Weight, WeightFormat, float_formats, formats
 from byhand.lookalikes import unwrapped
 
 # The float formats by torch's dtypes, and the other way round.
@@ -132,8 +132,8 @@ def format_of(checkpoint: Checkpoint, dtype: str = "auto") -> str:
     """The format that the matrices will have, as far as it can be told before they are mapped; else float32."""
     if dtype != "auto":
         return dtype
-    if (weight_format := checkpoint.quantized_as()) is not None:
-        return weight_format
+    if (stored := checkpoint.stored_formats()) is not None:
+        return stored.default
     try:
         header = read_header(checkpoint.weight_files[0])
     except BadWeights:  # a pickle has none; what is wrong with a file is said by whoever maps it
@@ -154,7 +154,8 @@ class _Book:
     dtype: torch.dtype | None
     device: torch.device
     shrink: Callable[[Weight], Weight] | None
-    quantized: str | None  # the format of matrices that are stored as codes and scales
+    quantized: StoredFormats | None  # of matrices, some of which are stored as codes and scales
+    formats: dict[str, str] = field(default_factory=dict)  # of the matrices that were handed out
     used: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
     matrices: dict[str, Weight] = field(default_factory=dict)
@@ -180,11 +181,11 @@ class Weights:
 
         `shrink` is done to every matrix that a product reads: quantisation.
         """
-        quantized = checkpoint.quantized_as()
+        quantized, said = checkpoint.stored_formats(), checkpoint.quantized_as()
         if quantized is not None and shrink is not None:
-            raise BadRequest(f"{checkpoint.folder} is quantised to {quantized} already", param="quantize")
+            raise BadRequest(f"{checkpoint.folder} is quantised to {said} already", param="quantize")
         if quantized is not None and dtype != "auto":
-            raise BadRequest(f"dtype is {dtype!r}; {checkpoint.folder} is quantised to {quantized}", param="dtype")
+            raise BadRequest(f"dtype is {dtype!r}; {checkpoint.folder} is quantised to {said}", param="dtype")
         files = checkpoint.weight_files
         place = files[0] if len(files) == 1 else checkpoint.folder
         wrappers: set[str] = set()
@@ -202,7 +203,7 @@ class Weights:
         dtype: str = "auto",
         device: torch.device | str = "cpu",
         shrink: Callable[[Weight], Weight] | None = None,
-        quantized: str | None = None,
+        quantized: StoredFormats | None = None,
     ) -> Weights:
         """Read from tensors that are mapped already; `place` is where errors say they came from."""
         if dtype != "auto" and dtype not in DTYPES:
@@ -262,13 +263,20 @@ class Weights:
         tensor = self._map(name, shape, FORMATS)
         return tensor.to(device=self._book.device, dtype=self._book.dtype or tensor.dtype)
 
-    def _stored_parts(self, name: str, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """The tensors of one matrix by their whole names."""
+    def _in_codes(self, name: str) -> WeightFormat | None:
+        """The format of a matrix that is stored as codes; None for one of floats."""
         if self._book.quantized is None:
+            return None
+        stored = formats()[self._book.quantized.of(self.name(name))]
+        return None if stored.is_float else stored
+
+    def _stored_parts(self, name: str, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """The tensors of one matrix by their whole names."""
+        if (stored := self._in_codes(name)) is None:
             return {self.name(name): self._map(name, shape, FORMATS)}
         return {
             self.name(name + part.suffix): self._map(name + part.suffix, part.shape, (part.torch_dtype,))
-            for part in formats()[self._book.quantized].parts(shape)
+            for part in stored.parts(shape)
         }
 
     def vector(self, name: str, size: int) -> torch.Tensor:
@@ -277,14 +285,30 @@ class Weights:
 
     def matrix(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
         """A matrix of (out, in); one that is stored as (in, out) is turned by a view, not by a copy."""
-        if self._book.quantized is not None:
-            shape = (out_features, in_features)
-            parts = self._stored_parts(name, shape).values()
-            return Weight(self._book.quantized, tuple(part.to(self._book.device) for part in parts), shape)
-        weight = self.table(name, out_features, in_features, transposed=transposed)
+        if self._in_codes(name) is not None:
+            return self._of_codes(name, (out_features, in_features))
+        return self._of_floats(name, self.table(name, out_features, in_features, transposed=transposed))
+
+    def matrices_of(self, name: str, count: int, out_features: int, in_features: int) -> Weight:
+        """Several matrices that are stored as one tensor, (count, out, in): `weight[e]` is one of them."""
+        shape = (count, out_features, in_features)
+        if self._in_codes(name) is not None:
+            return self._of_codes(name, shape)
+        return self._of_floats(name, Weight.of(self._read(name, shape)))
+
+    def _of_codes(self, name: str, shape: tuple[int, ...]) -> Weight:
+        stored = self._in_codes(name)
+        assert stored is not None
+        parts = tuple(part.to(self._book.device) for part in self._stored_parts(name, shape).values())
+        self._book.formats[self.name(name)] = stored.name
+        return Weight(stored.name, parts, shape)
+
+    def _of_floats(self, name: str, weight: Weight) -> Weight:
         if self._book.shrink is not None:
-            return self._book.shrink(weight)
-        self._book.matrices[self.name(name)] = weight
+            weight = self._book.shrink(weight)
+        else:
+            self._book.matrices[self.name(name)] = weight
+        self._book.formats[self.name(name)] = weight.format
         return weight
 
     def table(self, name: str, out_features: int, in_features: int, *, transposed: bool = False) -> Weight:
@@ -310,11 +334,18 @@ class Weights:
 
     def _are_equal(self, name: str, copy: str, shape: tuple[int, int]) -> bool:
         """Whether two matrices are stored with the same numbers; if so the second one is a copy."""
+        if self._in_codes(name) is not self._in_codes(copy):
+            return False
         first, second = (self._stored_parts(one, shape) for one in (name, copy))
         are_equal = all(map(torch.equal, first.values(), second.values()))
         if are_equal:
             self._book.copies.update(second)
         return are_equal
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The format of each matrix that was handed out, by its whole name: what products read."""
+        return dict(self._book.formats)
 
     def needed(self) -> dict[str, StoredTensor]:
         """The tensors that were read, second copies of a tied matrix left out."""

@@ -179,7 +179,7 @@ def test_damaged_parts_are_refused(written: Path, damage: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("version", 2, "`version` is 2; it must be a whole number from 1 to 1"),
+        ("version", 3, "`version` is 3; it must be a whole number from 1 to 2"),
         ("group_size", 64, "`group_size` is 64; it must be a whole number from 32 to 32"),
         ("format", "int3", "`format` is 'int3'; it must be one of int4, int8"),
         ("format", None, "`format` is missing"),

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from byhand.checkpoint import Checkpoint, open_checkpoint, read_header, read_json_object
+from byhand.checkpoint import Checkpoint, StoredFormats, open_checkpoint, read_header, read_json_object
 from byhand.context import read_context
 from byhand.errors import BadConfig, BadWeights, ByhandError, CheckpointNotFound
 from byhand.lookalikes import learned_positions
@@ -90,9 +90,10 @@ def _quantized(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
 def _weights(opened: Checkpoint, quantized: str | None) -> dict[str, Any]:
     """Files, bytes, and for safetensors parameters by dtype."""
     counts: Counter[str] = Counter()
+    stored = opened.stored_formats() if quantized else None
     for file in opened.weight_files:
         if file.suffix == ".safetensors":
-            counts.update(_parameters(file, quantized))
+            counts.update(_parameters(file, stored))
     # Codes fill their last group up, so what was quantised is written beside them.
     said = opened.config["quantization_config"].get("parameters") if quantized else None
     return {
@@ -103,7 +104,7 @@ def _weights(opened: Checkpoint, quantized: str | None) -> dict[str, Any]:
     }
 
 
-def _parameters(file: Path, quantized: str | None) -> Counter[str]:
+def _parameters(file: Path, quantized: StoredFormats | None) -> Counter[str]:
     """Parameters of one safetensors file by dtype, from its header alone; codes count as what they stand for."""
     header = read_header(file)
     counts: Counter[str] = Counter()
@@ -111,7 +112,8 @@ def _parameters(file: Path, quantized: str | None) -> Counter[str]:
         for name, entry in header.items():
             size = 0 if name == "__metadata__" else prod(int(size) for size in entry["shape"])
             if quantized is not None and name.endswith(".codes"):
-                counts[quantized] += size * (2 if quantized == "int4" else 1)
+                stored = quantized.of(name.removesuffix(".codes"))
+                counts[stored] += size * (2 if stored == "int4" else 1)
             elif size and not (quantized is not None and name.endswith(".scales")):
                 counts[str(entry["dtype"])] += size
     except (KeyError, TypeError, ValueError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from byhand.cli.options import QUANTIZED, Commands, named_model
 from byhand.cli.talk import print_json, talk
-from byhand.formats import formats
+from byhand.formats import described, formats
 
 if TYPE_CHECKING:
     from byhand.convert import Quantized
@@ -31,6 +31,15 @@ def add(commands: Commands) -> None:
         required=True,
         help="; ".join(f"{name}: {formats()[name].bits:g} bits a weight" for name in QUANTIZED),
     )
+    parser.add_argument(
+        "--tensor-type",
+        action="append",
+        default=[],
+        type=_tensor_type,
+        metavar="PATTERN=FORMAT",
+        help="another format for the matrices whose names a pattern fits (* is anything): 'lm_head.weight=int8', "
+        f"'*.down_proj.weight=bfloat16'; one of {', '.join(formats())}; may be repeated, the first that fits counts",
+    )
     parser.add_argument("--revision", metavar="NAME", help="the branch, tag or commit on the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object: what is in codes, what is not")
     parser.set_defaults(command=command)
@@ -41,12 +50,22 @@ def command(arguments: argparse.Namespace) -> int:
     from byhand.convert import quantize_checkpoint
 
     source, target = named_model(arguments.source), Path(arguments.target)
-    done = quantize_checkpoint(source, target, arguments.to, arguments.revision)
+    types = arguments.tensor_type
+    done = quantize_checkpoint(source, target, arguments.to, arguments.revision, tensor_types=types)
+    said = described({arguments.to, *(name for _, name in types if not formats()[name].is_float)})
     if arguments.json:
-        print_json(_as_json(done, arguments.to))
+        print_json({**_as_json(done, arguments.to), **({"tensor_types": dict(types)} if types else {})})
     else:
-        talk(_sentence(done, arguments.to))
+        talk(_sentence(done, said))
     return 0
+
+
+def _tensor_type(text: str) -> tuple[str, str]:
+    pattern, _, name = text.rpartition("=")
+    if not pattern or name not in formats():
+        must = f"PATTERN=FORMAT with a format of {', '.join(formats())}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {must}")
+    return pattern, name
 
 
 def _as_json(done: Quantized, weight_format: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,20 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A matrix of (out, in) as it is stored: `format` says how `tensors` are to be read.
+    """A matrix of (out, in), or several as (how many, out, in), as stored: `format` says how `tensors` are to be read.
 
     A float format: one tensor of that dtype and shape, which may be a transposed view. A quantised one: its parts.
     """
 
     format: str
     tensors: tuple[torch.Tensor, ...]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Weight:
-        """Wrap a plain (out, in) tensor of a float dtype."""
-        out_features, in_features = tensor.shape
-        return cls(str(tensor.dtype).removeprefix("torch."), (tensor,), (out_features, in_features))
+        """Wrap a plain (out, in) or (how many, out, in) tensor of a float dtype."""
+        return cls(str(tensor.dtype).removeprefix("torch."), (tensor,), tuple(tensor.shape))
+
+    def __getitem__(self, index: int) -> Weight:
+        """One of several matrices, say an expert's, where it lies: nothing is copied."""
+        return Weight(self.format, tuple(tensor[index] for tensor in self.tensors), self.shape[1:])
+
+    def flat(self) -> Weight:
+        """Several matrices as one of all their rows, (how many · out, in), where they lie."""
+        tensors = tuple(tensor.flatten(0, -2) for tensor in self.tensors)
+        return Weight(self.format, tensors, (tensors[0].shape[0], self.shape[-1]))
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +61,7 @@ class Part:
 
     suffix: str
     dtype: str  # torch's name
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -73,8 +81,8 @@ class WeightFormat(ABC):
     group: ClassVar[int] = 1  # numbers of a row that share a scale; a row is filled up to whole groups
 
     @abstractmethod
-    def parts(self, shape: tuple[int, int]) -> tuple[Part, ...]:
-        """The tensors of a matrix (out, in); the codes first."""
+    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """The tensors of a matrix (..., out, in); the codes first."""
 
     @abstractmethod
     def rows(self, weight: Weight, rows: slice | torch.Tensor) -> torch.Tensor:
@@ -85,7 +93,7 @@ class WeightFormat(ABC):
         """How a kernel reads a row: the fields of `kernels.native.tiles.Format`; `llvm` writes the instructions."""
 
     def quantize_blocks(self, weight: Weight) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The parts of a float weight, block of rows by block: no float copy of the whole is ever held."""
+        """The parts of a float matrix, block of rows by block: no float copy of the whole is ever held."""
         raise BadRequest(f"nothing is quantised to {self.name}", param="quantize")
 
 
@@ -115,3 +123,9 @@ def check_quantized(name: str, param: str) -> WeightFormat:
     if name not in quantized_formats():
         raise BadRequest(f"{param} is {name!r}; it must be one of {', '.join(quantized_formats())}", param=param)
     return formats()[name]
+
+
+def described(names: Iterable[str]) -> str:
+    """Formats as people read them, those with the fewest bits first: "int4, int8 and bfloat16"."""
+    known = sorted(set(names), key=lambda name: (formats()[name].bits, name))
+    return " and ".join(filter(None, (", ".join(known[:-1]), known[-1] if known else "")))

@@ -15,7 +15,7 @@ class FloatFormat(WeightFormat):
 
     is_float: ClassVar[bool] = True
 
-    def parts(self, shape: tuple[int, int]) -> tuple[Part, ...]:
+    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """One."""
         return (Part("", self.name, shape),)
 

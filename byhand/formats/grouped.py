@@ -27,12 +27,12 @@ class GroupedFormat(WeightFormat):
     codes: ClassVar[tuple[str, int]]  # their dtype, and how many of it a group has
     scales: ClassVar[int]  # numbers beside each group's codes
 
-    def parts(self, shape: tuple[int, int]) -> tuple[Part, ...]:
+    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The codes and the scales."""
         dtype, count = self.codes
-        out_features, groups = shape[0], -(-shape[1] // GROUP)
-        codes = Part(".codes", dtype, (out_features, groups * count))
-        return codes, Part(".scales", "bfloat16", (out_features, groups * self.scales))
+        rows, groups = shape[:-1], -(-shape[-1] // GROUP)
+        codes = Part(".codes", dtype, (*rows, groups * count))
+        return codes, Part(".scales", "bfloat16", (*rows, groups * self.scales))
 
     @abstractmethod
     def fit(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +45,7 @@ class GroupedFormat(WeightFormat):
         """Codes (32, groups) as they are stored, (groups, how many)."""
 
     def quantize_blocks(self, weight: Weight) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The codes and scales of a float weight, block of rows by block: no float copy of the whole is ever held."""
+        """The codes and scales of a float matrix, block of rows by block: no float copy of the whole is ever held."""
         import torch
 
         [numbers] = weight.tensors

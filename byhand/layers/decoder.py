@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from byhand.cache.kv_cache import Batch, KVCache
+from byhand.formats import described
 from byhand.kernels import reference
 from byhand.layers.attention import Attention
 from byhand.layers.linear import Head
@@ -45,6 +46,8 @@ class Decoder(Layer, ABC):
         self.config = config
         self.kernels = lm_head.kernels
         self.device = weights.device
+        self.formats = weights.formats
+        self.dtype = described(self.formats.values())
         self.vocab_size: int = config.vocab_size
         self.context_length = context_length
         self.lm_head = lm_head

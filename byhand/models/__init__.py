@@ -26,7 +26,8 @@ class Model(Protocol):
     vocab_size: int
     context_length: int  # what the config states; `context_of` has the last word
     layer_specs: tuple[LayerSpec, ...]
-    dtype: str  # the format of the weights, as Weight names it
+    formats: dict[str, str]  # of each matrix, by its whole name in the checkpoint
+    dtype: str  # these for people: "bfloat16", or "int4 and int8"
     device: torch.device
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:

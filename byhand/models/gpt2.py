@@ -124,7 +124,6 @@ class Model(Decoder):
             norm=LayerNorm(kernels, body.at("ln_f"), config.n_embd, config.layer_norm_epsilon),
             lm_head=Head(kernels, head),
         )
-        self.dtype = embedding.format
 
     def embed(self, batch: Batch) -> Tensor:
         """The embeddings of tokens and positions: (N, hidden)."""

@@ -146,7 +146,6 @@ class Model(Decoder):
             norm=RMSNorm(kernels, body.at("norm"), config.hidden_size, config.rms_norm_eps),
             lm_head=Head(kernels, head),
         )
-        self.dtype = embedding.format
 
     def embed(self, batch: Batch) -> Tensor:
         """The tokens' embeddings: (N, hidden)."""

@@ -131,7 +131,6 @@ class Model(Decoder):
             norm=_norm(config, decoder.at("final_layer_norm"), kernels) if has_norm else None,
             lm_head=Head(kernels, head),
         )
-        self.dtype = embedding.format
 
     def embed(self, batch: Batch) -> Tensor:
         """The embeddings of tokens and positions: (N, hidden)."""
