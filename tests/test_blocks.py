@@ -369,7 +369,7 @@ def test_rows_that_are_too_many_for_the_third_cache_take_turns(
     weights = [Weight.of(torch.randn(out, 96).bfloat16()) for out in (64, 37)]
     x, bias, residual, kernels = torch.randn(rows, 96), torch.randn(64), torch.randn(rows, 64), Cpu(prefill=prefill)
     whole = kernels.linears(x, weights, (bias, None)), kernels.linear(x, weights[0], bias, residual)
-    monkeypatch.setattr("byhand.kernels.cpu.PACKED", 1)
+    monkeypatch.setattr("byhand.kernels.cpu.products.PACKED", 1)
     calls, run = [], kernels._run
     monkeypatch.setattr(kernels, "_run", lambda name, *rest, **more: (calls.append(name), run(name, *rest, **more)))
     parts = kernels.linears(x, weights, (bias, None)), kernels.linear(x, weights[0], bias, residual)

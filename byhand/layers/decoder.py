@@ -62,10 +62,11 @@ class Decoder(Layer, ABC):
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Read the batch, write its keys and values: (N, hidden) after the final norm."""
-        x = self.show("embed", self.embed(batch))
+        if self.observer is None:
+            return self.kernels.blocks(self._stack, self.embed(batch), batch, cache)
         # Blocks that run as one call show nothing between their kernels. One by one they give the same bits.
-        run = self.kernels.blocks if self.observer is None else reference.blocks
-        return self.show("final", run(self._stack, x, batch, cache))
+        x = self.show("embed", self.embed(batch))
+        return self.show("final", reference.blocks(self._stack, x, batch, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every next token: (rows, hidden) → (rows, vocab)."""

@@ -17,6 +17,7 @@ from byhand.cache.kv_cache import Batch, KVCache
 from byhand.errors import BadRequest
 from byhand.formats import Weight, formats
 from byhand.kernels import Rotary
+from byhand.kernels.native.arguments import ANGLES, BATCH, BatchRows
 from byhand.kernels.native.panels import WIDE
 from byhand.weights import FORMATS
 
@@ -110,17 +111,13 @@ class LayerCache:
 
 
 class Pass:
-    """What changes from pass to pass, in a table that stays where it is, so that captured blocks find it.
-
-    The table: rows, slots, plan, the longest context, runs, how many. The plan (rows, 2) is each row's position and
-    the address of its run's pages; the runs (runs, 4) are first row, rows, address of the pages, context.
-    """
+    """What changes from pass to pass, in a table (`BatchRows`) that stays, so that captured blocks find it."""
 
     def __init__(self) -> None:
-        self.table = array("q", [0] * 6)
+        self.table = array("q", [0] * len(BATCH))
         self.at = self.table.buffer_info()[0]
         self.batch: Batch | None = None
-        self.most_rows = 0  # of one run
+        self.most_rows = self.longest = 0  # rows of one run, context
 
     def enter(self, batch: Batch) -> None:
         """Lay out a batch, unless it is the one that lies there already."""
@@ -138,22 +135,26 @@ class Pass:
             pages += 8 * len(table)
         self._plan, self._runs = plan, runs
         self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
-        self.table[0], self.table[1] = len(plan) // 2, batch.slots.data_ptr()
-        self.table[2], self.table[3] = plan.buffer_info()[0], max(batch.context_lens, default=0)
-        self.table[4], self.table[5] = runs.buffer_info()[0], len(batch.context_lens)
+        self.longest = max(batch.context_lens, default=0)
+        table = BatchRows(
+            rows=len(plan) // 2,
+            slots=batch.slots.data_ptr(),
+            plan=plan.buffer_info()[0],
+            longest=self.longest,
+            runs=runs.buffer_info()[0],
+            run_count=len(batch.context_lens),
+        )
+        self.table[:] = array("q", table)
 
 
 class Angles:
-    """The cosines and sines that one rotary embedding gives a pass, in a table that stays where it is.
-
-    The table: address of cos, address of sin, (N, head_dim) float32 each; zeros where nothing is rotated.
-    """
+    """The cosines and sines that one rotary embedding gives a pass, in a table (`arguments.Angles`) that stays."""
 
     def __init__(self, rotary: Rotary | None) -> None:
         # Weakly: the kernels must not keep a closed model's.
         self._rotary: Callable[[], Rotary | None] = weakref.ref(rotary) if rotary is not None else lambda: None
         self._batch: Batch | None = None
-        self.table = array("q", [0, 0])
+        self.table = array("q", [0] * len(ANGLES))
         self.at = self.table.buffer_info()[0]
 
     def enter(self, batch: Batch) -> None:
@@ -161,4 +162,4 @@ class Angles:
         if batch is not self._batch and (rotary := self._rotary()) is not None:
             cos, sin = rotary(batch.position_ids)
             self._batch, self._cos, self._sin = batch, cos.contiguous(), sin.contiguous()
-            self.table[0], self.table[1] = self._cos.data_ptr(), self._sin.data_ptr()
+            self.table[ANGLES.cos], self.table[ANGLES.sin] = self._cos.data_ptr(), self._sin.data_ptr()

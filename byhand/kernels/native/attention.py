@@ -12,6 +12,7 @@ partitions.
 
 from __future__ import annotations
 
+from byhand.kernels.native.arguments import ANGLES, ATTEND, BATCH, PARTITIONS
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import first_row
@@ -269,42 +270,46 @@ def combine_row(out, work, split_bytes, parts, heads, head_dim, sinks):
 def write_keys(at, here, row, work):
     """Put a row's keys, rotated if there are angles, and its values into their slot."""
     k, v, kv_heads, head_dim, angles = (
-        argument(at, 4),
-        argument(at, 6),
-        argument(at, 9),
-        argument(at, 10),
-        argument(at, 22),
+        argument(at, ATTEND.k),
+        argument(at, ATTEND.v),
+        argument(at, ATTEND.kv_heads),
+        argument(at, ATTEND.head_dim),
+        argument(at, ATTEND.angles),
     )
-    cos, sin, size = argument(angles, 0), argument(angles, 1), kv_heads * head_dim
-    offset = integer(argument(here, 1) + 8 * row) * size * BYTES
-    key = k + row * argument(at, 5)
+    cos, sin, size = argument(angles, ANGLES.cos), argument(angles, ANGLES.sin), kv_heads * head_dim
+    offset = integer(argument(here, BATCH.slots) + 8 * row) * size * BYTES
+    key = k + row * argument(at, ATTEND.k_stride)
     if cos != 0:
         for head in range(kv_heads):
             first = 4 * head * head_dim
             rotate_into(key + first, cos + 4 * row * head_dim, sin + 4 * row * head_dim, work + first, head_dim)
         key = work
-    write_row(key, argument(at, 11) + offset, size)
-    write_row(v + row * argument(at, 7), argument(at, 12) + offset, size)
+    write_row(key, argument(at, ATTEND.keys) + offset, size)
+    write_row(v + row * argument(at, ATTEND.v_stride), argument(at, ATTEND.values) + offset, size)
 
 
 def write_kv(at, partition):
     """The first of attention's three parts: write the rows' keys and values if given (k not 0), rotate and scale q.
 
-    Arguments of all three: partitions, tickets, q, bytes from row to row, k, bytes, v, bytes, heads, kv heads,
-    head_dim, keys, values, window, scale, softcap, slopes, sinks, work, rotated, out, and two tables. The pass's: rows,
-    slots, plan, longest context, runs, how many; the plan (rows, 2) is each row's position and the address of its
-    run's pages. The angles': cos, sin. `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers,
-    `rotated` as many as q.
+    `work` holds (rows + 2 · partitions) · heads · (2 + head_dim + PAGE) numbers.
     """
-    partitions, heads, head_dim, here = argument(at, 0), argument(at, 8), argument(at, 10), argument(at, 21)
-    angles, scale = argument(at, 22), fraction(at, 14)
-    cos, sin = argument(angles, 0), argument(angles, 1)
+    partitions, heads, head_dim, here = (
+        argument(at, PARTITIONS),
+        argument(at, ATTEND.heads),
+        argument(at, ATTEND.head_dim),
+        argument(at, ATTEND.batch),
+    )
+    angles, scale = argument(at, ATTEND.angles), fraction(at, ATTEND.scale)
+    cos, sin = argument(angles, ANGLES.cos), argument(angles, ANGLES.sin)
     if partition == 0:
-        put_integer(argument(at, 1), 0)
-    rows = argument(here, 0)
+        put_integer(argument(at, ATTEND.tickets), 0)
+    rows = argument(here, BATCH.rows)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
-        rotated, q = argument(at, 19) + 4 * row * heads * head_dim, argument(at, 2) + row * argument(at, 3)
-        if argument(at, 4) != 0:
+        rotated, q = (
+            argument(at, ATTEND.rotated) + 4 * row * heads * head_dim,
+            argument(at, ATTEND.q) + row * argument(at, ATTEND.q_stride),
+        )
+        if argument(at, ATTEND.k) != 0:
             write_keys(at, here, row, rotated)
         for head in range(heads):
             source, target = q + 4 * head * head_dim, rotated + 4 * head * head_dim
@@ -321,8 +326,8 @@ def splits_for(at):
 
     And none so short that putting them together costs more. One row's parts are as many as the threads, and as long.
     """
-    here, partitions, window = argument(at, 21), argument(at, 0), argument(at, 13)
-    rows, seen = argument(here, 0), argument(here, 3)
+    here, partitions, window = argument(at, ATTEND.batch), argument(at, PARTITIONS), argument(at, ATTEND.window)
+    rows, seen = argument(here, BATCH.rows), argument(here, BATCH.longest)
     if window > 0:
         seen = min(seen, window)
     wanted = partitions if rows == 1 else (2 * partitions + rows - 1) // rows
@@ -331,32 +336,44 @@ def splits_for(at):
 
 def attend_splits(at, partition):
     """The second: take a row's part until there are none."""
-    heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
-    here, work, parts = argument(at, 21), argument(at, 18), splits_for(at)
-    count, size = argument(here, 0) * parts, heads * head_dim
-    split_bytes = 4 * (2 + head_dim) * heads
+    heads, kv_heads, head_dim, window = (
+        argument(at, ATTEND.heads),
+        argument(at, ATTEND.kv_heads),
+        argument(at, ATTEND.head_dim),
+        argument(at, ATTEND.window),
+    )
+    here, work, parts = argument(at, ATTEND.batch), argument(at, ATTEND.work), splits_for(at)
+    count, size = argument(here, BATCH.rows) * parts, heads * head_dim
+    split_bytes, stride = 4 * (2 + head_dim) * heads, kv_heads * head_dim * BYTES
+    keys, values, slopes = argument(at, ATTEND.keys), argument(at, ATTEND.values), argument(at, ATTEND.slopes)
     scores = work + count * split_bytes + 4 * PAGE * heads * partition
     while True:
-        ticket = take_ticket(argument(at, 1), 1)
+        ticket = take_ticket(argument(at, ATTEND.tickets), 1)
         if ticket >= count:
             return
         row = ticket // parts
-        entry = argument(here, 2) + 16 * row
+        entry = argument(here, BATCH.plan) + 16 * row
         position, table = integer(entry), integer(entry + 8)
         low = max(0, position + 1 - window) if window > 0 else 0
         low, high = split_of(ticket % parts, parts, low, position + 1)
         state = work + ticket * split_bytes
         attend_split(
-            argument(at, 19) + 4 * row * size, argument(at, 11), argument(at, 12), kv_heads * head_dim * BYTES,
-            table, low, high, position, heads, kv_heads, head_dim, fraction(at, 15), argument(at, 16),
-            scores, state, state + 8 * heads,
+            argument(at, ATTEND.rotated) + 4 * row * size, keys, values, stride, table, low, high, position,
+            heads, kv_heads, head_dim, fraction(at, ATTEND.softcap), slopes, scores, state, state + 8 * heads,
         )  # fmt: skip
 
 
 def combine_splits(at, partition):
     """The last: put each row's parts together."""
-    heads, head_dim, work, parts = argument(at, 8), argument(at, 10), argument(at, 18), splits_for(at)
+    heads, head_dim, work, parts = (
+        argument(at, ATTEND.heads),
+        argument(at, ATTEND.head_dim),
+        argument(at, ATTEND.work),
+        splits_for(at),
+    )
     split_bytes = 4 * (2 + head_dim) * heads
-    for row in range(partition, argument(argument(at, 21), 0), argument(at, 0)):
-        out = argument(at, 20) + 4 * row * heads * head_dim
-        combine_row(out, work + row * parts * split_bytes, split_bytes, parts, heads, head_dim, argument(at, 17))
+    for row in range(partition, argument(argument(at, ATTEND.batch), BATCH.rows), argument(at, PARTITIONS)):
+        out = argument(at, ATTEND.out) + 4 * row * heads * head_dim
+        combine_row(
+            out, work + row * parts * split_bytes, split_bytes, parts, heads, head_dim, argument(at, ATTEND.sinks)
+        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from byhand.kernels.native import panels
+from byhand.kernels.native.arguments import ATTEND, BATCH
 from byhand.kernels.native.attention import MINUS_INFINITY, PAGE, fill, scale_into, shape_scores
 from byhand.kernels.native.compiled import inlined, specialise
 from byhand.kernels.native.llvm import LANES
@@ -151,11 +152,17 @@ def soften_row(scores, head, first, last, distance, softcap, slopes, state, sums
 def attend_rows(at, entry, first_row, count, kv_head, work):
     """One task: rows first_row:first_row + count of a run with the heads of one head of keys."""
     not_inlined()
-    heads, kv_heads, head_dim, window = argument(at, 8), argument(at, 9), argument(at, 10), argument(at, 13)
+    heads, kv_heads, head_dim, window = (
+        argument(at, ATTEND.heads),
+        argument(at, ATTEND.kv_heads),
+        argument(at, ATTEND.head_dim),
+        argument(at, ATTEND.window),
+    )
     group, width, size = heads // kv_heads, (head_dim + LANES - 1) // LANES * LANES, heads * head_dim
     table, context = integer(entry + 16), integer(entry + 24)
     position = context - integer(entry + 8) + first_row - integer(entry)  # of the first row
-    stride, sinks = kv_heads * head_dim * BYTES, argument(at, 17)
+    stride, sinks = kv_heads * head_dim * BYTES, argument(at, ATTEND.sinks)
+    keys, values, slopes = argument(at, ATTEND.keys), argument(at, ATTEND.values), argument(at, ATTEND.slopes)
     rows, row_bytes = count * group, 4 * head_dim // STEP
     keys_here = work
     values_here = keys_here + 4 * KEYS * head_dim // STEP
@@ -166,7 +173,9 @@ def attend_rows(at, entry, first_row, count, kv_head, work):
     fill(values_here, 0.0, KEYS * width // STEP)
     fill(sums, 0.0, rows * width)
     for row in range(rows):
-        source = argument(at, 19) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
+        source = argument(at, ATTEND.rotated) + 4 * (
+            (first_row + row // group) * size + (kv_head * group + row % group) * head_dim
+        )
         take_query(queries + row * row_bytes, source, head_dim)
         put(state + 8 * row, one_float32(sinks + 4 * (kv_head * group + row % group)) if sinks != 0 else MINUS_INFINITY)
         put(state + 8 * row + 4, 1.0 if sinks != 0 else 0.0)
@@ -178,9 +187,7 @@ def attend_rows(at, entry, first_row, count, kv_head, work):
             offset = integer(table + 8 * (start // PAGE + page)) * PAGE * stride + kv_head * head_dim * BYTES
             keys_at, values_at = keys_here + 4 * PAGE * page, values_here + 4 * PAGE * page * width // STEP
             some = min(PAGE, seen - PAGE * page)
-            take_page(
-                argument(at, 11) + offset, argument(at, 12) + offset, stride, keys_at, values_at, some, head_dim, width
-            )  # fmt: skip
+            take_page(keys + offset, values + offset, stride, keys_at, values_at, some, head_dim, width)
         fill(scores, 0.0, rows * KEYS)
         multiply_into(scores, 4 * KEYS, queries, row_bytes, rows, keys_here, KEYS, head_dim // STEP)
         for row in range(rows):
@@ -188,27 +195,33 @@ def attend_rows(at, entry, first_row, count, kv_head, work):
             first = max(0, here + 1 - window - start) if window > 0 else 0
             soften_row(
                 scores + 4 * KEYS * row, kv_head * group + row % group, first, here + 1 - start, start - here,
-                fraction(at, 15), argument(at, 16), state + 8 * row, sums + 4 * width * row, width,
+                fraction(at, ATTEND.softcap), slopes, state + 8 * row, sums + 4 * width * row, width,
             )  # fmt: skip
         multiply_into(sums, 4 * width, scores, 4 * KEYS, rows, values_here, width, (seen + STEP - 1) // STEP)
     for row in range(rows):
-        target = argument(at, 20) + 4 * ((first_row + row // group) * size + (kv_head * group + row % group) * head_dim)
+        target = argument(at, ATTEND.out) + 4 * (
+            (first_row + row // group) * size + (kv_head * group + row % group) * head_dim
+        )
         scale_into(target, sums + 4 * width * row, 1.0 / one_float32(state + 8 * row + 4), head_dim)
 
 
 def attend_many(at, partition):
     """Attention of every row, task by task until there are none, the long ones of a run first.
 
-    Arguments as write_kv has them; `work` holds `many_numbers` for each partition. The pass has its runs (runs, 4) at
-    its table's end: first row, rows, address of the pages, context.
+    `work` holds `many_numbers` for each partition.
     """
-    here, heads, kv_heads, head_dim = argument(at, 21), argument(at, 8), argument(at, 9), argument(at, 10)
+    here, heads, kv_heads, head_dim = (
+        argument(at, ATTEND.batch),
+        argument(at, ATTEND.heads),
+        argument(at, ATTEND.kv_heads),
+        argument(at, ATTEND.head_dim),
+    )
     width, step = (head_dim + LANES - 1) // LANES * LANES, max(1, ROWS * kv_heads // heads)
     most = step * (heads // kv_heads)
-    work = argument(at, 18) + 4 * partition * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
-    runs, count = argument(here, 4), argument(here, 5)
+    work = argument(at, ATTEND.work) + 4 * partition * ((KEYS + most) * (head_dim + width) + most * (KEYS + 2))
+    runs, count = argument(here, BATCH.runs), argument(here, BATCH.run_count)
     while True:
-        ticket = take_ticket(argument(at, 1), 1)
+        ticket = take_ticket(argument(at, ATTEND.tickets), 1)
         run = 0
         while run < count:
             tasks = (integer(runs + 32 * run + 8) + step - 1) // step * kv_heads

@@ -7,6 +7,16 @@ a tile that stays near, and leave it once. Templates like those of products.py, 
 
 from __future__ import annotations
 
+from byhand.kernels.native.arguments import (
+    FIRST_OPERAND,
+    GATED,
+    LINEAR,
+    OPERAND,
+    OPERAND_SIZE,
+    OPERANDS,
+    PACK,
+    PARTITIONS,
+)
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import add_into, first_row, gate_into
@@ -39,10 +49,10 @@ def packed_size(rows: int, inner: int, step: int) -> int:
 def pack(at, partition):
     """y = x in pieces of DEEP steps, one behind the other, each (rows, DEEP): rows that pass by lie in one stream.
 
-    Arguments: partitions, x (rows, inner), y, rows, inner, a multiple of 16.
+    `inner` is a multiple of 16.
     """
-    partitions, x, y = argument(at, 0), argument(at, 1), argument(at, 2)
-    rows, inner = argument(at, 3), argument(at, 4)
+    partitions, x, y = argument(at, PARTITIONS), argument(at, PACK.x), argument(at, PACK.y)
+    rows, inner = argument(at, PACK.rows), argument(at, PACK.inner)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         for begin in range(0, inner, DEEP * STEP):
             target = y + 4 * DEEP * (begin // (DEEP * STEP) * rows + row)
@@ -112,16 +122,24 @@ def first_column(tile, out):
 
 
 def linear_many(at, partition):
-    """y = x · wᵀ + b for up to three matrices over one x; a residual is added to the first.
+    """y = x · wᵀ + b for up to three matrices over one x, packed; a residual is added to the first.
 
-    Arguments: partitions, packed x, rows, inner, residual; then of each matrix: weights, scales, outputs, bias, y.
     There are as many partitions as tiles.
     """
-    x, rows, inner, residual = argument(at, 1), argument(at, 2), argument(at, 3), argument(at, 4)
-    for matrix in range(3):
-        here = at + 8 * (5 + 5 * matrix)
-        weights, scales, out = argument(here, 0), argument(here, 1), argument(here, 2)
-        bias, y = argument(here, 3), argument(here, 4)
+    x, rows, inner, residual = (
+        argument(at, LINEAR.x),
+        argument(at, LINEAR.rows),
+        argument(at, LINEAR.inner),
+        argument(at, LINEAR.residual),
+    )
+    for matrix in range(OPERANDS):
+        here = at + 8 * (FIRST_OPERAND + OPERAND_SIZE * matrix)
+        weights, scales, out = (
+            argument(here, OPERAND.weights),
+            argument(here, OPERAND.scales),
+            argument(here, OPERAND.out),
+        )
+        bias, y = argument(here, OPERAND.bias), argument(here, OPERAND.y)
         tiles = (out + WIDE - 1) // WIDE
         if 0 <= partition < tiles:
             start, added = first_column(partition, out), residual if matrix == 0 else 0
@@ -132,18 +150,22 @@ def linear_many(at, partition):
 
 
 def gated_many(at, partition):
-    """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up).
-
-    Arguments: partitions, packed x, rows, inner, outputs; weights, scales and bias of the gate, those of the other; y.
-    """
-    x, tall, inner, out = argument(at, 1), argument(at, 2), argument(at, 3), argument(at, 4)
-    gate_bias, up_bias, y = argument(at, 7), argument(at, 10), argument(at, 11)
+    """y = activation(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up), of packed x."""
+    x, tall, inner, out = (
+        argument(at, GATED.x),
+        argument(at, GATED.rows),
+        argument(at, GATED.inner),
+        argument(at, GATED.out),
+    )
+    gate_weights, gate_scales = argument(at, GATED.gate_weights), argument(at, GATED.gate_scales)
+    up_weights, up_scales = argument(at, GATED.up_weights), argument(at, GATED.up_scales)
+    gate_bias, up_bias, y = argument(at, GATED.gate_bias), argument(at, GATED.up_bias), argument(at, GATED.y)
     start = first_column(partition, out)
     gate, up = tile_on_stack(), other_tile_on_stack()
     for first in range(0, tall, TALL):
         rows, here = min(TALL, tall - first), x + 4 * DEEP * first
-        sum_tile(argument(at, 5), argument(at, 6), start, inner, here, tall, rows, gate)
-        sum_tile(argument(at, 8), argument(at, 9), start, inner, here, tall, rows, up)
+        sum_tile(gate_weights, gate_scales, start, inner, here, tall, rows, gate)
+        sum_tile(up_weights, up_scales, start, inner, here, tall, rows, up)
         add_to_all(gate, rows, gate_bias + 4 * start if gate_bias != 0 else 0)
         add_to_all(up, rows, up_bias + 4 * start if up_bias != 0 else 0)
         for row in range(rows):

@@ -7,6 +7,17 @@ A kernel does one partition of its work (team.py); its arguments lie in a table 
 
 from __future__ import annotations
 
+from byhand.kernels.native.arguments import (
+    EMBED,
+    FIRST_OPERAND,
+    GATED,
+    LINEAR,
+    LINEAR_COLUMNS,
+    OPERAND,
+    OPERAND_SIZE,
+    OPERANDS,
+    PARTITIONS,
+)
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.tiles import FORMATS, tile, unpacking
@@ -202,50 +213,66 @@ def multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, y, 
 def linear(at, partition):
     """y = x · wᵀ + b for up to three matrices over one x, float32 or rounded; a residual is added to the first.
 
-    Arguments: partitions, x, bytes from row to row, rows, inner, residual; then of each matrix: weights, scales,
-    outputs, bias, y. A partition is so many outputs of all, laid end to end.
+    A partition is so many outputs of all, laid end to end.
     """
-    partitions, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    inner, residual = argument(at, 4), argument(at, 5)
-    total = argument(at, 8) + argument(at, 13) + argument(at, 18)
-    start, stop = partition_start(partition, partitions, total), partition_start(partition + 1, partitions, total)
-    for matrix in range(3):
-        here = at + 8 * (6 + 5 * matrix)
-        weights, scales, out = argument(here, 0), argument(here, 1), argument(here, 2)
-        bias, y = argument(here, 3), argument(here, 4)
+    partitions, x, x_stride = argument(at, PARTITIONS), argument(at, LINEAR.x), argument(at, LINEAR.x_stride)
+    rows, inner, residual = argument(at, LINEAR.rows), argument(at, LINEAR.inner), argument(at, LINEAR.residual)
+    outputs = 0
+    for matrix in range(OPERANDS):
+        outputs += argument(at, FIRST_OPERAND + OPERAND_SIZE * matrix + OPERAND.out)
+    start, stop = partition_start(partition, partitions, outputs), partition_start(partition + 1, partitions, outputs)
+    for matrix in range(OPERANDS):
+        here = at + 8 * (FIRST_OPERAND + OPERAND_SIZE * matrix)
+        weights, scales, out = (
+            argument(here, OPERAND.weights),
+            argument(here, OPERAND.scales),
+            argument(here, OPERAND.out),
+        )
+        bias, y = argument(here, OPERAND.bias), argument(here, OPERAND.y)
         added = residual if matrix == 0 else 0
         multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, y, added, start, stop)
         start, stop = start - out, stop - out
 
 
 def gated(at, partition):
-    """y = silu(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up).
-
-    Arguments: partitions, x, bytes from row to row, rows, inner, outputs; weights, scales and bias of the gate, (rows,
-    outputs) to work in; weights, scales and bias of the other, y.
-    """
-    partitions, x, x_stride, rows = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    inner, out, gate, y = argument(at, 4), argument(at, 5), argument(at, 9), argument(at, 13)
+    """y = activation(x · w_gateᵀ + b_gate) · (x · w_upᵀ + b_up)."""
+    partitions, x, x_stride, rows = (
+        argument(at, PARTITIONS),
+        argument(at, GATED.x),
+        argument(at, GATED.x_stride),
+        argument(at, GATED.rows),
+    )
+    inner, out, gate, y = (
+        argument(at, GATED.inner),
+        argument(at, GATED.out),
+        argument(at, GATED.gate),
+        argument(at, GATED.y),
+    )
     start, stop = partition_start(partition, partitions, out), partition_start(partition + 1, partitions, out)
-    multiply_partition(
-        argument(at, 6), argument(at, 7), out, argument(at, 8), inner, x, x_stride, rows, gate, 0, start, stop
-    )  # fmt: skip
-    multiply_partition(
-        argument(at, 10), argument(at, 11), out, argument(at, 12), inner, x, x_stride, rows, y, 0, start, stop
-    )  # fmt: skip
+    weights, scales, bias = (
+        argument(at, GATED.gate_weights),
+        argument(at, GATED.gate_scales),
+        argument(at, GATED.gate_bias),
+    )
+    multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, gate, 0, start, stop)
+    weights, scales, bias = argument(at, GATED.up_weights), argument(at, GATED.up_scales), argument(at, GATED.up_bias)
+    multiply_partition(weights, scales, out, bias, inner, x, x_stride, rows, y, 0, start, stop)
     for row in range(rows):
         here = 4 * (row * out + start)
         gate_into(y + here, gate + here, y + here, stop - start)
 
 
 def embedding(at, partition):
-    """y (rows, inner) = the rows of the weights that ids (rows,) name. Arguments: partitions, ids, rows, weights,
-    scales, inner, y.
-    """
-    weights, scales, inner, y = argument(at, 3), argument(at, 4), argument(at, 5), argument(at, 6)
+    """y (rows, inner) = the rows of the weights that ids (rows,) name."""
+    weights, scales, inner, y = (
+        argument(at, EMBED.weights),
+        argument(at, EMBED.scales),
+        argument(at, EMBED.inner),
+        argument(at, EMBED.y),
+    )
     blocks = inner // BLOCK
-    for row in range(partition, argument(at, 2), argument(at, 0)):
-        number, out = integer(argument(at, 1) + 8 * row), y + 4 * row * inner
+    for row in range(partition, argument(at, EMBED.rows), argument(at, PARTITIONS)):
+        number, out = integer(argument(at, EMBED.ids) + 8 * row), y + 4 * row * inner
         start = weights + number * (blocks * BLOCK_BYTES if SCALE_BYTES else inner * BYTES)
         unpack(start, scales + number * blocks * SCALE_BYTES, blocks, out)
         for i in range(blocks * BLOCK, inner):
@@ -304,12 +331,15 @@ def columns_partition(begin, end, weights, out, bias, inner, x, rows, y, residua
 
 
 def linear_columns(at, partition):
-    """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual.
-
-    Arguments: partitions, x, rows, inner, residual, weights, out, bias, y.
-    """
-    partitions, x, rows, inner = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    residual, weights, out = argument(at, 4), argument(at, 5), argument(at, 6)
-    bias, y = argument(at, 7), argument(at, 8)
+    """y (rows, out) = x (rows, inner) times weights (inner, out), plus bias and residual."""
+    table = LINEAR_COLUMNS
+    partitions, x, rows, inner = (
+        argument(at, PARTITIONS),
+        argument(at, table.x),
+        argument(at, table.rows),
+        argument(at, table.inner),
+    )
+    residual, weights, out = argument(at, table.residual), argument(at, table.weights), argument(at, table.out)
+    bias, y = argument(at, table.bias), argument(at, table.y)
     start, stop = partition_start(partition, partitions, out), partition_start(partition + 1, partitions, out)
     columns_partition(start, stop, weights, out, bias, inner, x, rows, y, residual)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from byhand.kernels.native.arguments import ELEMENTWISE, NORM, PARTITIONS
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.products import first_row, gate_into, partition_start
@@ -59,12 +60,19 @@ def norm_row(source, weight, eps, target, size):
 
 
 def rms_norm(at, partition):
-    """y (rows, size) = x over its root mean square, times weight.
-
-    Arguments: partitions, x, weight, eps, y, rows, size, residual, which is added unless it is 0.
-    """
-    partitions, x, weight, eps = argument(at, 0), argument(at, 1), argument(at, 2), fraction(at, 3)
-    y, rows, size, residual = argument(at, 4), argument(at, 5), argument(at, 6), argument(at, 7)
+    """y (rows, size) = x over its root mean square, times weight, plus the residual if there is one."""
+    partitions, x, weight, eps = (
+        argument(at, PARTITIONS),
+        argument(at, NORM.x),
+        argument(at, NORM.weight),
+        fraction(at, NORM.eps),
+    )
+    y, rows, size, residual = (
+        argument(at, NORM.y),
+        argument(at, NORM.rows),
+        argument(at, NORM.size),
+        argument(at, NORM.residual),
+    )
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         norm_row(x + 4 * row * size, weight, eps, y + 4 * row * size, size)
         if residual != 0:
@@ -109,12 +117,10 @@ def centre_row(source, weight, bias, eps, target, size):
 
 
 def layer_norm(at, partition):
-    """y (rows, size) = x, each row centred and scaled.
-
-    Arguments: partitions, x, weight, bias, eps, y, rows, size, residual, which is added unless it is 0.
-    """
-    partitions, x, weight, bias = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
-    eps, y, rows, size, residual = fraction(at, 4), argument(at, 5), argument(at, 6), argument(at, 7), argument(at, 8)
+    """y (rows, size) = x, each row centred and scaled, times weight, plus bias, plus the residual if there is one."""
+    partitions, x, eps = argument(at, PARTITIONS), argument(at, NORM.x), fraction(at, NORM.eps)
+    weight, bias, residual = argument(at, NORM.weight), argument(at, NORM.bias), argument(at, NORM.residual)
+    y, rows, size = argument(at, NORM.y), argument(at, NORM.rows), argument(at, NORM.size)
     for row in range(first_row(partition, partitions, rows), first_row(partition + 1, partitions, rows)):
         centre_row(x + 4 * row * size, weight, bias, eps, y + 4 * row * size, size)
         if residual != 0:
@@ -122,8 +128,9 @@ def layer_norm(at, partition):
 
 
 def act(at, partition):
-    """y = activation(x), both (count,). Arguments: partitions, x, y, count."""
-    partitions, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    """y = activation(x)."""
+    partitions, count = argument(at, PARTITIONS), argument(at, ELEMENTWISE.size)
+    x, y = argument(at, ELEMENTWISE.x), argument(at, ELEMENTWISE.y)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
     for i in range(start, whole, LANES):
@@ -134,16 +141,17 @@ def act(at, partition):
 
 
 def act_and_mul(at, partition):
-    """y = activation(gate) · up, all (count,). Arguments: partitions, gate, up, y, count."""
-    partitions, gate, up = argument(at, 0), argument(at, 1), argument(at, 2)
-    y, count = argument(at, 3), argument(at, 4)
+    """y = activation(x) · other."""
+    partitions, count = argument(at, PARTITIONS), argument(at, ELEMENTWISE.size)
+    gate, up, y = argument(at, ELEMENTWISE.x), argument(at, ELEMENTWISE.other), argument(at, ELEMENTWISE.y)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     gate_into(y + 4 * start, gate + 4 * start, up + 4 * start, stop - start)
 
 
 def round_rows(at, partition):
-    """y = x rounded to bfloat16, both (count,). Arguments: partitions, x, y, count."""
-    partitions, x, y, count = argument(at, 0), argument(at, 1), argument(at, 2), argument(at, 3)
+    """y = x rounded to bfloat16."""
+    partitions, count = argument(at, PARTITIONS), argument(at, ELEMENTWISE.size)
+    x, y = argument(at, ELEMENTWISE.x), argument(at, ELEMENTWISE.y)
     start, stop = partition_start(partition, partitions, count), partition_start(partition + 1, partitions, count)
     whole = start + (stop - start) // LANES * LANES
     for i in range(start, whole, LANES):

@@ -6,6 +6,7 @@ The arguments are as in products.py. Sums of weights are float64; the weights ar
 
 from __future__ import annotations
 
+from byhand.kernels.native.arguments import TOPK_LSE
 from byhand.kernels.native.compiled import inlined
 from byhand.kernels.native.llvm import LANES
 from byhand.kernels.native.vectors import (
@@ -108,9 +109,14 @@ def topk_lse(at, partition):
     The best k, falling, go to values (k,) float32 and ids (k,) int64; to results (3,) float64: 1 if k is not 0 and all
     logits are finite, and over all but the best k the sum of w = exp(logit - highest) and of w · (logit - highest).
     """
-    k, size, most = integer(argument(at, 1) + 8 * partition), argument(at, 3), argument(at, 4)
-    logits, values = argument(at, 2) + 4 * size * partition, argument(at, 5) + 4 * most * partition
-    ids, results = argument(at, 6) + 8 * most * partition, argument(at, 7) + 24 * partition
+    k, size, most = (
+        integer(argument(at, TOPK_LSE.counts) + 8 * partition),
+        argument(at, TOPK_LSE.size),
+        argument(at, TOPK_LSE.most),
+    )
+    logits = argument(at, TOPK_LSE.logits) + 4 * size * partition
+    values = argument(at, TOPK_LSE.values) + 4 * most * partition
+    ids, results = argument(at, TOPK_LSE.ids) + 8 * most * partition, argument(at, TOPK_LSE.results) + 24 * partition
     for i in range(3):
         put_double(results + 8 * i, 0.0)
     if k > 0 and is_finite(logits, size):
