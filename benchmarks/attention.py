@@ -40,7 +40,7 @@ def main() -> None:
     kernels, pages = Cpu(), tuple(range(-(-context // PAGE_SIZE)))
     probe = Probe(kernels.threads)
     nothing = torch.zeros(1, dtype=torch.long)
-    batch = Batch(nothing, nothing, torch.tensor([context - 1]), (0, 1), (context,), (pages,))
+    batch = Batch(nothing, nothing, (torch.tensor([context - 1]),), (0, 1), (context,), ((pages,),))
     print(f"a context of {context}, {LAYERS} layers, {kernels.threads} threads")
     print("cache       ms a token    GB/s  of the probe")
     for name in ("float32", "bfloat16"):

@@ -48,7 +48,8 @@ def logits_of(model: Model, ids: Sequence[int]) -> Iterator[torch.Tensor]:
     for start in range(0, len(ids), ROWS):
         end = min(start + ROWS, len(ids))
         place = torch.arange(start, end)
-        batch = Batch(torch.tensor(ids[start:end]), place, place, (0, end - start), (end,), (pages,))
+        slots, tables = (place,) * len(cache.groups), ((pages,),) * len(cache.groups)
+        batch = Batch(torch.tensor(ids[start:end]), place, slots, (0, end - start), (end,), tables)
         hidden = model.forward(batch, cache)
         yield from (model.logits(rows) for rows in hidden.split(HEAD_ROWS))
 

@@ -151,7 +151,8 @@ def logprobs(model: Model, ids: Sequence[int], cache_dtype: torch.dtype) -> torc
     for start in range(0, len(ids), ROWS):
         end = min(start + ROWS, len(ids))
         place = torch.arange(start, end)
-        batch = Batch(torch.tensor(ids[start:end]), place, place, (0, end - start), (end,), (pages,))
+        slots, tables = (place,) * len(cache.groups), ((pages,),) * len(cache.groups)
+        batch = Batch(torch.tensor(ids[start:end]), place, slots, (0, end - start), (end,), tables)
         rows.append(model.logits(model.forward(batch, cache)).log_softmax(-1))
     return torch.cat(rows)[:-1]
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -129,42 +130,43 @@ def judge_greedy(model: PreTrainedModel, ids: Sequence[int], count: int) -> list
 
 @dataclass
 class PagedRun:
-    """Ids, how many are computed, and the pages they lie in."""
+    """Ids, how many are computed, and the pages they lie in, of each group of layers."""
 
     ids: list[int]
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
 
 
 class KVCacheManager:
-    """Runs ragged passes over pages that are handed out in a shuffled order."""
+    """Runs ragged passes over pages that are handed out in a shuffled order, to each group of layers in another."""
 
     def __init__(self, model: Model, num_pages: int = 256, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         self.model = model
         self.cache = KVCache(model.layer_specs, num_pages, device=model.device, dtype=dtype)
         for tensor in (*self.cache.keys, *self.cache.values):
             tensor.fill_(torch.nan)  # whoever reads a slot that was never written shall know it
-        self.free = list(range(num_pages))
-        random.Random(seed).shuffle(self.free)
+        dice = random.Random(seed)
+        self.free = [dice.sample(range(num_pages), num_pages) for _ in self.cache.groups]
 
     def batch(self, chunks: Sequence[tuple[PagedRun, int]]) -> Batch:
         """Lay out the next `end - computed` tokens of each run."""
-        device, ids, positions, slots, starts = self.model.device, [], [], [], [0]
+        device = self.model.device
+        rows = [(run, position) for run, end in chunks for position in range(run.computed, end)]
         for run, end in chunks:
-            while len(run.pages) * PAGE_SIZE < end:
-                run.pages.append(self.free.pop())
-            for position in range(run.computed, end):
-                ids.append(run.ids[position])
-                positions.append(position)
-                slots.append(run.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE)
-            starts.append(len(ids))
+            run.tables = run.tables or [[] for _ in self.free]
+            for table, free in zip(run.tables, self.free, strict=True):
+                table += [free.pop() for _ in range(len(table), -(-end // PAGE_SIZE))]
+        slots = [
+            [run.tables[group][position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for run, position in rows]
+            for group in range(len(self.free))
+        ]
         return Batch(
-            input_ids=torch.tensor(ids, device=device),
-            position_ids=torch.tensor(positions, device=device),
-            slots=torch.tensor(slots, device=device),
-            query_starts=tuple(starts),
+            input_ids=torch.tensor([run.ids[position] for run, position in rows], device=device),
+            position_ids=torch.tensor([position for _, position in rows], device=device),
+            slot_mappings=tuple(torch.tensor(of_group, device=device) for of_group in slots),
+            query_starts=tuple(accumulate((end - run.computed for run, end in chunks), initial=0)),
             context_lens=tuple(end for _, end in chunks),
-            page_tables=tuple(tuple(run.pages) for run, _ in chunks),
+            page_tables=tuple(tuple(tuple(run.tables[group]) for run, _ in chunks) for group in range(len(self.free))),
         )
 
     def step(self, chunks: Sequence[tuple[PagedRun, int]]) -> list[torch.Tensor]:

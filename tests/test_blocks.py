@@ -27,18 +27,29 @@ from tests.checkpoints import CONFIGS, tiny
 
 
 def batch_of(ids: list[list[int]], contexts: list[int]) -> Batch:
-    """Rows of several runs, each the last of its context; run r has the pages r · 8 and after."""
+    """Rows of several runs, each the last of its context; run r has the pages r · 8 and after, in two orders."""
     places = [list(range(context - len(rows), context)) for rows, context in zip(ids, contexts, strict=True)]
     starts = [0]
     for rows in ids:
         starts.append(starts[-1] + len(rows))
+    orders = (range(8), (3, 1, 7, 0, 2, 6, 4, 5))
+    page_tables = tuple(tuple(tuple(run * 8 + page for page in order) for run in range(len(ids))) for order in orders)
     return Batch(
         input_ids=torch.tensor([token for rows in ids for token in rows]),
         position_ids=torch.tensor([position for run in places for position in run]),
-        slots=torch.tensor([run * 8 * PAGE_SIZE + at for run, places_of in enumerate(places) for at in places_of]),
+        slot_mappings=tuple(
+            torch.tensor(
+                [
+                    tables[run][at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+                    for run, places_of in enumerate(places)
+                    for at in places_of
+                ]
+            )
+            for tables in page_tables
+        ),
         query_starts=tuple(starts),
         context_lens=tuple(contexts),
-        page_tables=tuple(tuple(range(run * 8, run * 8 + 8)) for run in range(len(ids))),
+        page_tables=page_tables,
     )
 
 

@@ -206,7 +206,7 @@ def test_the_cache_and_the_run_follow(folder: Path) -> None:
     for llm, length in ((plain, 64), (short, 20), (long, 200)):
         assert (llm.context_length, llm.context.length) == (length, length)
         assert f"context {length}" in repr(llm)
-        assert llm.engine.cache.pool.num_pages == 16 * -(-length // 16)
+        assert llm.engine.cache.num_pages == 16 * -(-length // 16)
         ended = llm.generate([5] * 10, SamplingParams(ignore_eos=True))
         assert (len(ended.prompt_ids) + len(ended.ids), ended.finish_reason) == (length, "length")
     assert plain.notes == short.notes == []

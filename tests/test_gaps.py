@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Between, str]] = {
     "a question": (lambda x, _: x if (x > 1e9).any() else x * 2, "makes numbers of a tensor"),
     "a tensor of numbers": (lambda x, _: x * torch.tensor([2.0]), "makes numbers of a tensor"),
     "the batch's positions": (lambda x, batch: x + batch.position_ids[:, None], "reads the batch itself"),
-    "a part of the batch": (lambda x, batch: x * batch.slots[1:], "reads the batch itself"),
+    "a part of the batch": (lambda x, batch: x * batch.slot_mappings[0][1:], "reads the batch itself"),
     "what another has": (lambda x, _: [GAIN.add_(0), x][1] * 2, "add_ writes outside of the block"),
     "the batch's numbers": (lambda x, batch: x * batch.context_lens[0], "differs from pass to pass"),
     "what is new each time": (

@@ -245,7 +245,7 @@ def ragged(
         stored.append(pair)
         starts.append(starts[-1] + rows)
     empty = torch.zeros(starts[-1], dtype=torch.long)
-    batch = Batch(empty, empty, empty, tuple(starts), tuple(context for context, _ in chunks), tuple(tables))
+    batch = Batch(empty, empty, (empty,), tuple(starts), tuple(context for context, _ in chunks), (tuple(tables),))
     return torch.randn(starts[-1], HEADS, HEAD_DIM, generator=generator), cache, batch, stored
 
 
@@ -340,7 +340,7 @@ def test_attend_rotates_writes_and_attends(
     # Two runs: one token at position 18, three from position 31 on, across a page's end.
     slots = torch.tensor([4 * 16 + 2, 7 * 16 + 15, 9 * 16, 9 * 16 + 1])
     empty = torch.zeros(4, dtype=torch.long)
-    batch = Batch(empty, empty, slots, (0, 1, 4), (19, 34), ((2, 4), (3, 7, 9)))
+    batch = Batch(empty, empty, (slots,), (0, 1, 4), (19, 34), (((2, 4), (3, 7, 9)),))
     # Rows that lie apart, as parts of one fused product do.
     wide = torch.randn(4, (num_heads + 2 * kv_heads) * head_dim)
     q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
@@ -381,7 +381,7 @@ def test_many_rows_are_rotated_written_and_attended_to(heads: tuple[int, int], h
     for tensor in (*caches[0].keys, *caches[0].values, *caches[1].keys, *caches[1].values):
         tensor.normal_(generator=torch.Generator().manual_seed(1))
     empty, slots = torch.zeros(43, dtype=torch.long), torch.tensor([*range(90, 128), *range(16, 21)])
-    batch = Batch(empty, empty, slots, (0, 38, 43), (70, 5), ((3, 5, 6, 7, 7), (1,)))
+    batch = Batch(empty, empty, (slots,), (0, 38, 43), (70, 5), (((3, 5, 6, 7, 7), (1,)),))
     wide = torch.randn(43, (num_heads + 2 * kv_heads) * head_dim)
     q, k, v = wide.split((num_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim), dim=1)
     angles = torch.rand(43, head_dim), torch.rand(43, head_dim)

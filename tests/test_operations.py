@@ -86,10 +86,10 @@ class Runs(RuleBasedStateMachine):
     def pages_cover_what_is_computed(self) -> None:
         for run in getattr(self, "runs", []):
             state = run._sequence
-            assert len(state.pages) == -(-state.computed // 16)
+            assert [len(table) for table in state.page_tables] == [-(-state.computed // 16)]
             assert len(state.steps) == state.generated == len(state.step_params)
             assert [step.token.id for step in state.steps] == state.ids[state.prompt_length :]
-        held = {page for run in getattr(self, "runs", []) for page in run._sequence.pages}
+        held = {page for run in getattr(self, "runs", []) for page in run._sequence.page_tables[0]}
         assert self.llm.engine.pages_in_use == len(held)
 
     def teardown(self) -> None:

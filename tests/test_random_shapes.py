@@ -167,7 +167,7 @@ def laid_out(chunks: list[tuple[int, int]], dice: random.Random) -> Batch:
         starts.append(starts[-1] + rows)
     nothing = torch.zeros(starts[-1], dtype=torch.long)
     contexts = tuple(context for context, _ in chunks)
-    return Batch(nothing, nothing, torch.tensor(slots), tuple(starts), contexts, tuple(tables))
+    return Batch(nothing, nothing, (torch.tensor(slots),), tuple(starts), contexts, (tuple(tables),))
 
 
 @pytest.mark.parametrize("is_long", [False, True])
@@ -179,7 +179,9 @@ def test_rotated_written_and_attended(dtype: str, is_long: bool) -> None:
         runs = [dice.randint(1, 300 if is_long else 90) for _ in range(dice.randint(1, 4))]
         chunks = [(context, dice.randint(1, min(context, 200 if is_long else 20))) for context in runs]
         batch, window = laid_out(chunks, dice), dice.choice([None, dice.randint(1, 100), dice.randint(1, 250)])
-        cache = KVCache([LayerSpec(kv_heads, head_dim, window)], sum(map(len, batch.page_tables)), dtype=DTYPES[dtype])
+        cache = KVCache(
+            [LayerSpec(kv_heads, head_dim, window)], sum(map(len, batch.page_tables[0])), dtype=DTYPES[dtype]
+        )
         cache.keys[0].normal_()
         cache.values[0].normal_()
         rows, heads = batch.query_starts[-1], kv_heads * group
@@ -195,12 +197,12 @@ def test_rotated_written_and_attended(dtype: str, is_long: bool) -> None:
 
         flat_keys, flat_values = cache.keys[0].flatten(0, 1), cache.values[0].flatten(0, 1)
         step = torch.finfo(DTYPES[dtype]).eps
-        assert close(flat_keys[batch.slots], turned(k.view(rows, -1, head_dim), half), max(step, BOUND))
-        assert close(flat_values[batch.slots], v.view(rows, -1, head_dim).double(), max(step, BOUND))
+        assert close(flat_keys[batch.slot_mappings[0]], turned(k.view(rows, -1, head_dim), half), max(step, BOUND))
+        assert close(flat_values[batch.slot_mappings[0]], v.view(rows, -1, head_dim).double(), max(step, BOUND))
         turned_q = turned(q.view(rows, heads, head_dim), half)
         for run, (context, _) in enumerate(chunks):
             start, stop = batch.query_starts[run : run + 2]
-            table = torch.tensor(batch.page_tables[run])
+            table = torch.tensor(batch.page_tables[0][run])
             keys, values = (x[0][table].flatten(0, 1)[:context] for x in (cache.keys, cache.values))
             truth = attended(turned_q[start:stop], keys, values, window)
             assert close(out[start:stop], truth, BOUND), (chunks, kv_heads, group, head_dim, window, kernels.threads)
@@ -213,11 +215,11 @@ def test_many_rows_in_pairs_of_bfloat16(name: str, dtype: str) -> None:
     for head_dim in (32, 64, 80, 96):
         runs = [(300, 160), *((dice.randint(1, 200), 0) for _ in range(3))]
         batch = laid_out([(context, rows or dice.randint(1, context)) for context, rows in runs], dice)
-        shape = (sum(map(len, batch.page_tables)), PAGE_SIZE, KV_HEADS, head_dim)
+        shape = (sum(map(len, batch.page_tables[0])), PAGE_SIZE, KV_HEADS, head_dim)
         cache = KVCache([LayerSpec(KV_HEADS, head_dim)], shape[0], dtype=DTYPES[dtype])
         for numbers in (cache.keys[0], cache.values[0]):
             numbers.copy_(torch.randn(shape).bfloat16())
-            for context, table in zip(batch.context_lens, batch.page_tables, strict=True):
+            for context, table in zip(batch.context_lens, batch.page_tables[0], strict=True):
                 numbers[table[-1], (context - 1) % PAGE_SIZE + 1 :] = torch.nan  # no token was written there
         # What is rounded already stays: the ways differ in the weights alone, each by half a step of bfloat16 at most.
         q = torch.randn(batch.query_starts[-1], HEADS, head_dim).bfloat16().float()

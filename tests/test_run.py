@@ -68,7 +68,7 @@ def test_any_batch_gives_the_same_tokens(llm: LLM, count: int, params: SamplingP
     dice = random.Random(count)
     prompts = [dice.choices(range(2, 384), k=dice.randint(1, 40)) for _ in range(count)]
     alone = [ids_of(llm, prompt, params) for prompt in prompts]
-    llm.engine.cache.pool.clear()
+    llm.engine.cache.clear()
     together = llm.generate(prompts, params)
     assert isinstance(together, list)
     assert [one.ids for one in together] == alone
@@ -401,7 +401,7 @@ def test_a_page_that_was_rewritten_is_not_found_under_its_old_name(llm: LLM) -> 
     run.insert([9] * 20)
     fresh = llm.start(ids, GREEDY)
     assert fresh.usage.cached_tokens == 16
-    llm.engine.cache.pool.clear()
+    llm.engine.cache.clear()
     assert [s.token.id for s in fresh] == ids_of(llm, ids, GREEDY)
 
 

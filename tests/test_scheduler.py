@@ -107,7 +107,9 @@ def test_a_run_that_would_fall_behind_does_not_wait() -> None:
 
 def computed_in_passes(prompts: list[list[int]], max_rows: int) -> list[list[int]]:
     """For each pass the rows of every run; pages are as the engine keeps them, and nothing is computed."""
-    manager = KVCacheManager(cast(Any, SimpleNamespace(pool=PagePool(200, PAGE_SIZE))), b"root")
+    manager = KVCacheManager(
+        cast(Any, SimpleNamespace(groups=[SimpleNamespace(pool=PagePool(200, PAGE_SIZE))])), b"root"
+    )
     runs = [bare_run(0, ids) for ids in prompts]
     passes: list[list[int]] = []
     while waiting := [run for run in runs if run.uncomputed]:
@@ -147,7 +149,7 @@ def test_sharing_saves_rows_and_stops_nobody(parts: list[tuple[int, int]], max_r
 
 
 def small_scheduler(pages: int = 8, running: int = 3) -> Scheduler:
-    return Scheduler(PagePool(pages, PAGE_SIZE), max_running=running, max_rows=64)
+    return Scheduler([PagePool(pages, PAGE_SIZE)], max_running=running, max_rows=64)
 
 
 def test_first_come_first_served_and_nobody_overtakes() -> None:
@@ -172,7 +174,7 @@ def test_places_are_bounded() -> None:
 
 
 def test_a_prompt_gets_a_row_beside_very_many_streams() -> None:
-    scheduler = Scheduler(PagePool(200, PAGE_SIZE), max_running=130, max_rows=512, mixed_rows=128)
+    scheduler = Scheduler([PagePool(200, PAGE_SIZE)], max_running=130, max_rows=512, mixed_rows=128)
     runs = [bare_run(1) for _ in range(129)] + [bare_run(50)]
     assert scheduler.plan(runs)[-1].sequence is runs[-1]
 
@@ -181,7 +183,7 @@ def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
     scheduler = small_scheduler(pages=100, running=3)
     runs = [bare_run(2) for _ in range(6)]
     for run in runs:
-        run.pages = [0]
+        run.page_tables = [[0]]
         scheduler.arrive(run)
     scheduler.admit(lambda _: None)
     first, second, third = runs[:3]
@@ -189,13 +191,13 @@ def test_those_at_rest_give_way_first_and_the_youngest_last_come() -> None:
     scheduler.set_idle(runs[4])
     order = []
     while (victim := scheduler.victim(first)) is not None:
-        victim.pages = []
+        victim.page_tables = [[]]
         order.append(victim)
     assert order == [runs[3], runs[4], runs[5], third, second]
     assert scheduler.waiting == [second, third, runs[5]]  # each at the place of its arrival
     assert scheduler.preemptions == 2
     assert scheduler.victim(first) is None
-    third.pages = [0]
+    third.page_tables = [[0]]
     assert scheduler.admit(lambda _: None) == [second, third]
     assert scheduler.victim(third) is None  # an older one never gives way to a younger
 
@@ -214,7 +216,7 @@ def test_who_finds_too_little_room_takes_none_of_it(tiny_folder: Path) -> None:
     engine = LLM(tiny_folder, cache_tokens=2 * PAGE_SIZE).engine
     run = engine.open([5] * 40, engine.check(SamplingParams()))
     assert engine.reserve([Chunk(run, 0, 40, 40)], lambda _: None) == []
-    assert (run.pages, engine.pages_in_use) == ([], 0)
+    assert (run.page_tables, engine.pages_in_use) == ([[]], 0)
 
 
 # Turns: many runs on a small cache, no threads.
@@ -256,8 +258,8 @@ class Hall:
         self.taken += 1
         self.loop.step()
         scheduler = self.loop.scheduler
-        held = {page for request in self.loop.requests.values() for page in request.sequence.pages}
-        assert self.llm.engine.cache.pool.in_use == len(held)
+        held = {page for request in self.loop.requests.values() for page in request.sequence.page_tables[0]}
+        assert self.llm.engine.cache.in_use == len(held)
         assert set(self.loop.requests) == {*scheduler.running, *scheduler.waiting, *scheduler.idle}
 
     def finish(self) -> None:
@@ -317,7 +319,7 @@ def random_schedule(llm: LLM, other: LLM, seed: int, count: int) -> tuple[int, i
         hall.loop.unhold(handle)
     hall.finish()
     assert hall.loop.requests == {}
-    assert llm.engine.cache.pool.in_use == 0
+    assert llm.engine.cache.in_use == 0
     compared = 0
     for handle, fan, ids, params in tickets:
         assert sorted(event.choice for event in fan.endings()) == list(range(params.n))
@@ -440,7 +442,7 @@ def test_pages_are_shared_by_the_same_prompt_and_by_choices(tiny_folder: Path) -
     hall.turn()
     hall.turn()
     assert len(hall.loop.requests) == 4
-    assert llm.engine.cache.pool.in_use <= 7 + 3  # one prompt, and a last page of each its own
+    assert llm.engine.cache.in_use <= 7 + 3  # one prompt, and a last page of each its own
     _, fan = hall.submit(ids, SamplingParams(max_tokens=2))
     hall.finish()
     [ended] = fan.endings()

@@ -138,7 +138,7 @@ def _tokens(llm: LLM, prompt: list[int], count: int, clock: Clock) -> list[dict[
     """Seconds by part, for each of `count` tokens after a few that warm up."""
     from byhand.sampling.params import SamplingParams
 
-    llm.engine.cache.pool.clear()
+    llm.engine.cache.clear()
     run = llm.start(prompt, SamplingParams(ignore_eos=True, seed=0))
     for _ in range(4):
         run.step()

@@ -14,7 +14,7 @@ class PageHolder(Protocol):
 
     ids: list[int]
     computed: int
-    pages: list[int]
+    page_tables: list[list[int]]  # of each group of layers
     page_names: list[bytes]  # hashes of the full pages, in order
 
     @property
@@ -23,11 +23,11 @@ class PageHolder(Protocol):
 
 
 class KVCacheManager:
-    """Keeps each run's page list true to its `computed`. `root` names the model and the cache's dtype."""
+    """Keeps each run's page tables true to its `computed`. `root` names the model and the cache's dtype."""
 
     def __init__(self, cache: KVCache, root: bytes) -> None:
         self.cache = cache
-        self.pool = cache.pool
+        self.pools = [group.pool for group in cache.groups]
         self.root = root
 
     def adopt_prefix(self, sequence: PageHolder) -> int:
@@ -36,18 +36,21 @@ class KVCacheManager:
         Positions whose logits are wanted stay uncomputed, the last token at least, so that a pass gives them. A page
         that the run has begun it fills itself. Gives the number of tokens that were found.
         """
-        if sequence.computed != len(sequence.pages) * PAGE_SIZE:
+        begun = len(sequence.page_tables[0])
+        if sequence.computed != begun * PAGE_SIZE:
             return 0
         needed = sequence.next_needed
-        for index in range(len(sequence.pages), (len(sequence.ids) - 1 if needed is None else needed) // PAGE_SIZE):
+        for index in range(begun, (len(sequence.ids) - 1 if needed is None else needed) // PAGE_SIZE):
             name = self._name(sequence, index)
-            page = self.pool.find(name)
-            if page is None:
+            pages = [pool.find(name) for pool in self.pools]
+            if None in pages:
                 break
-            self.pool.share(page)
-            sequence.pages.append(page)
+            for table, pool, page in zip(sequence.page_tables, self.pools, pages, strict=True):
+                assert page is not None
+                pool.share(page)
+                table.append(page)
             sequence.page_names.append(name)
-        adopted = len(sequence.pages) * PAGE_SIZE - sequence.computed
+        adopted = len(sequence.page_tables[0]) * PAGE_SIZE - sequence.computed
         sequence.computed += adopted
         return adopted
 
@@ -56,13 +59,13 @@ class KVCacheManager:
 
         Without room for all of them it holds what it held, and the answer is no.
         """
-        pages = sequence.pages
         try:
-            for index in range(sequence.computed // PAGE_SIZE, -(-end // PAGE_SIZE)):
-                if index == len(pages):
-                    pages.append(self.pool.allocate())
-                else:
-                    pages[index] = self._writable(pages[index])
+            for group, table in enumerate(sequence.page_tables):
+                for index in range(sequence.computed // PAGE_SIZE, -(-end // PAGE_SIZE)):
+                    if index == len(table):
+                        table.append(self.pools[group].allocate())
+                    else:
+                        table[index] = self._writable(group, table[index])
         except OutOfPages:
             self.truncate(sequence, sequence.computed)
             return False
@@ -71,17 +74,18 @@ class KVCacheManager:
     def out_of_pages(self) -> OutOfPages:
         """What to say when not even the oldest run finds room."""
         return OutOfPages(
-            f"the KV cache of {self.pool.num_pages * PAGE_SIZE} tokens has no room for the next one",
+            f"the KV cache of {self.cache.num_pages * PAGE_SIZE} tokens has no room for the next one",
             hint="open the model with a larger cache_tokens (--cache-tokens), or let go of some runs",
         )
 
-    def _writable(self, page: int) -> int:
-        if self.pool.holders(page) == 1:
-            self.pool.forget(page)
+    def _writable(self, group: int, page: int) -> int:
+        pool = self.pools[group]
+        if pool.holders(page) == 1:
+            pool.forget(page)
             return page
-        own = self.pool.allocate()
-        self.cache.copy_page(page, own)
-        self.pool.release(page)
+        own = pool.allocate()
+        self.cache.copy_page(group, page, own)
+        pool.release(page)
         return own
 
     def publish(self, sequence: PageHolder) -> None:
@@ -89,7 +93,8 @@ class KVCacheManager:
         for index in range(len(sequence.page_names), sequence.computed // PAGE_SIZE):
             name = self._name(sequence, index)
             sequence.page_names.append(name)
-            self.pool.publish(sequence.pages[index], name)
+            for table, pool in zip(sequence.page_tables, self.pools, strict=True):
+                pool.publish(table[index], name)
 
     def _name(self, sequence: PageHolder, index: int) -> bytes:
         parent = sequence.page_names[index - 1] if index else self.root
@@ -99,9 +104,10 @@ class KVCacheManager:
         """Say that only the first `computed` tokens are in the cache, and let go of the pages past them."""
         sequence.computed = min(sequence.computed, computed)
         needed = -(-sequence.computed // PAGE_SIZE)
-        for page in sequence.pages[needed:]:
-            self.pool.release(page)
-        del sequence.pages[needed:]
+        for table, pool in zip(sequence.page_tables, self.pools, strict=True):
+            for page in table[needed:]:
+                pool.release(page)
+            del table[needed:]
         del sequence.page_names[sequence.computed // PAGE_SIZE :]
 
     def release(self, sequence: PageHolder) -> None:
@@ -110,8 +116,9 @@ class KVCacheManager:
 
     def share(self, sequence: PageHolder, fork: PageHolder) -> None:
         """Give a fork its parent's pages, counted once more."""
-        for page in sequence.pages:
-            self.pool.share(page)
-        fork.pages = list(sequence.pages)
+        for table, pool in zip(sequence.page_tables, self.pools, strict=True):
+            for page in table:
+                pool.share(page)
+        fork.page_tables = [list(table) for table in sequence.page_tables]
         fork.page_names = list(sequence.page_names)
         fork.computed = sequence.computed

@@ -80,6 +80,7 @@ class Engine:
             settings = settings.seeded(fresh_seed())
         text_state = TextState(self.tokenizer, ids, settings.params.stop)
         sequence = Sequence(list(ids), len(ids), settings, choice, text_state, self.context.length)
+        sequence.page_tables = [[] for _ in self.cache.groups]
         self.output.check_length(sequence)
         return sequence
 
@@ -104,7 +105,7 @@ class Engine:
         """Pages that living runs hold."""
         with self.lock:
             self.collect()
-            return self.cache.pool.in_use
+            return self.cache.in_use
 
     # Before a pass: pages.
 

@@ -33,9 +33,9 @@ class EngineLoop:
         self.meter = Meter()
         self._has_forked = False
         self.requests: dict[Sequence, Request] = {}
-        self.pool = engine.cache.pool
+        self.pools = engine.manager.pools
         self.scheduler = Scheduler(
-            self.pool, max_running=limits.running, max_rows=engine.max_batched_tokens, mixed_rows=mixed_rows
+            self.pools, max_running=limits.running, max_rows=engine.max_batched_tokens, mixed_rows=mixed_rows
         )
 
     # Requests come and go.
@@ -49,10 +49,10 @@ class EngineLoop:
 
     def longest(self) -> int:
         """Tokens that one sequence may have: the context's, the limit's, and what fits into its pages."""
-        limits, page = self.limits, self.pool.page_size
-        pages = min(self.pool.num_pages, limits.pages or self.pool.num_pages)
+        limits, pool = self.limits, self.pools[0]
+        pages = min(pool.num_pages, limits.pages or pool.num_pages)
         context = self.engine.context.length
-        return min(context, limits.total_tokens or context, pages * page)
+        return min(context, limits.total_tokens or context, pages * pool.page_size)
 
     def add(self, request: Request) -> Request:
         """Take a request in; it waits for its place, or rests where nothing is to be done for it."""

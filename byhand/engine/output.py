@@ -96,7 +96,7 @@ class OutputProcessor:
             phase=phase(work.computed),
             positions_computed=work.computed,
             positions_reused=work.reused,
-            cache_pages=len(sequence.pages),
+            cache_pages=sum(map(len, sequence.page_tables)),
             seconds=work.seconds + seconds,
             finish_reason=sequence.finish_reason,
         )

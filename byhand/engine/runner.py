@@ -58,17 +58,21 @@ class ModelRunner:
 
 def batch_of(chunks: list[Chunk], device: torch.device) -> Batch:
     """The chunks, of which there must be one, row by row in their order. Their pages are reserved."""
-    tokens = [(chunk.sequence.pages, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
     numbers = array("q", [token for chunk in chunks for token in chunk.sequence.ids[chunk.start : chunk.end]])
-    numbers.extend([position for _, position in tokens])
-    numbers.extend([pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for pages, position in tokens])
-    # One tensor in place of three, and none of lists: while weights push all else out of the caches, every call counts.
-    input_ids, position_ids, slots = torch.frombuffer(numbers, dtype=torch.int64).to(device).view(3, -1).unbind()
+    numbers.extend([position for chunk in chunks for position in range(chunk.start, chunk.end)])
+    tables = list(zip(*[chunk.sequence.page_tables for chunk in chunks], strict=True))  # of each group: of each chunk
+    for of_group in tables:
+        for table, chunk in zip(of_group, chunks, strict=True):
+            positions = range(chunk.start, chunk.end)
+            numbers.extend([table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in positions])
+    # One tensor, and none of lists: while weights push all else out of the caches, every call counts.
+    rows = torch.frombuffer(numbers, dtype=torch.int64).to(device).view(2 + len(tables), -1)
+    input_ids, position_ids, *slot_mappings = rows.unbind()
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
-        slots=slots,
         query_starts=(0, *accumulate([chunk.rows for chunk in chunks])),
         context_lens=tuple([chunk.end for chunk in chunks]),
-        page_tables=tuple([tuple(chunk.sequence.pages) for chunk in chunks]),
+        slot_mappings=tuple(slot_mappings),
+        page_tables=tuple([tuple([tuple(table) for table in of_group]) for of_group in tables]),
     )

@@ -89,12 +89,12 @@ class Scheduler:
     `waiting` and `running` are in order of arrival. A run is in one of the three lists, or in none.
     """
 
-    def __init__(self, pool: PagePool, *, max_running: int, max_rows: int, mixed_rows: int = MIXED_ROWS) -> None:
+    def __init__(self, pools: list[PagePool], *, max_running: int, max_rows: int, mixed_rows: int = MIXED_ROWS) -> None:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.idle: list[Sequence] = []  # the one that was used longest ago first
         self.preemptions = 0
-        self._pool = pool
+        self._pools = pools
         self._max_running = max_running
         self._max_rows = max(max_rows, max_running)
         self._mixed_rows = max(mixed_rows, max_running + 1)
@@ -129,7 +129,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         while self.waiting and len(self.running) < self._max_running:
             sequence = self.waiting[0]
-            if not sequence.pages:
+            if not sequence.page_tables[0]:
                 adopt(sequence)
             if self.running and not self._fits(sequence):
                 break
@@ -140,16 +140,16 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether its whole list finds pages beside what the running have still to get, and some tokens for each."""
-        promised = sum(max(0, self._pages_missing(other)) for other in self.running)
-        reclaimable = sum(len(other.pages) for other in self.idle)
-        return promised + self._pages_missing(sequence) <= self._pool.available + reclaimable
+        return all(self._fits_in(pool, group, sequence) for group, pool in enumerate(self._pools))
 
-    def _pages_missing(self, sequence: Sequence) -> int:
-        return -(-(len(sequence.ids) + LOOKAHEAD) // self._pool.page_size) - len(sequence.pages)
+    def _fits_in(self, pool: PagePool, group: int, sequence: Sequence) -> bool:
+        promised = sum(max(0, _pages_missing(pool, group, other)) for other in self.running)
+        reclaimable = sum(len(other.page_tables[group]) for other in self.idle)
+        return promised + _pages_missing(pool, group, sequence) <= pool.available + reclaimable
 
     def plan(self, sequences: list[Sequence]) -> list[Chunk]:
         """The chunks of the next pass over those of the running that need one."""
-        return schedule(sequences, self._max_rows, self._pool.page_size, self._mixed_rows)
+        return schedule(sequences, self._max_rows, self._pools[0].page_size, self._mixed_rows)
 
     def victim(self, sequence: Sequence) -> Sequence | None:
         """Who gives its pages up for this run: those at rest, then those that wait, then the youngest that is younger.
@@ -158,9 +158,13 @@ class Scheduler:
         """
         younger = self.running[self.running.index(sequence) + 1 :] if sequence in self.running else []
         candidates = chain(self.idle, reversed(self.waiting), reversed(younger))
-        victim = next((other for other in candidates if other.pages and other is not sequence), None)
+        victim = next((other for other in candidates if other.page_tables[0] and other is not sequence), None)
         if victim in self.running:
             self.running.remove(victim)
             insort(self.waiting, victim, key=self._arrival.__getitem__)
             self.preemptions += 1
         return victim
+
+
+def _pages_missing(pool: PagePool, group: int, sequence: Sequence) -> int:
+    return -(-(len(sequence.ids) + LOOKAHEAD) // pool.page_size) - len(sequence.page_tables[group])

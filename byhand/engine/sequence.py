@@ -123,7 +123,7 @@ class Sequence:
     text: str = ""
     computed: int = 0
     cached: int = 0  # the prompt's positions that were found in the prefix index
-    pages: list[int] = field(default_factory=list)
+    page_tables: list[list[int]] = field(default_factory=lambda: [[]])  # of each group of layers
     page_names: list[bytes] = field(default_factory=list)  # hashes of the full pages, in order
     last_logits: LogitsRow | None = None  # the last row's logits, not sampled yet
     work: Work = Work()  # what the passes since the last token have cost

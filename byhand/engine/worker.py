@@ -161,17 +161,17 @@ class Worker:
         loop = self._loop
         if loop is None:
             return Stats(self.state)
-        meter, pool, scheduler = loop.meter, loop.pool, loop.scheduler
+        meter, pools, scheduler = loop.meter, loop.pools, loop.scheduler
         prefill_rate, decode_rate = meter.rates()
         return Stats(
             state=self.state,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             idle=len(scheduler.idle),
-            pages_total=pool.num_pages,
-            pages_used=pool.in_use,
-            pages_unused=pool.unused,
-            pages_free=pool.available - pool.unused,
+            pages_total=sum(pool.num_pages for pool in pools),
+            pages_used=sum(pool.in_use for pool in pools),
+            pages_unused=sum(pool.unused for pool in pools),
+            pages_free=sum(pool.available - pool.unused for pool in pools),
             prefill_rate=prefill_rate,
             decode_rate=decode_rate,
             prompt_tokens=meter.prompt_tokens,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from byhand.cache.kv_cache import Batch, KVCache
+from byhand.cache.kv_cache import PAGE_SIZE, Batch, KVCache
 from byhand.formats import Weight, formats
 from byhand.kernels import Rotary
 
@@ -192,7 +192,7 @@ def attention(
     One run at a time and in blocks of query rows, so that a long prompt's scores are never held at once.
     """
     out = torch.empty_like(q)
-    page_size = cache.pool.page_size
+    page_tables = batch.page_tables[cache.group_of[layer]]
     for run, context in enumerate(batch.context_lens):
         start, end = batch.query_starts[run], batch.query_starts[run + 1]
         first = context - (end - start)  # the position of the run's first query
@@ -200,9 +200,9 @@ def attention(
         for row in range(start, end, step):
             stop = min(row + step, end)
             positions = torch.arange(first + row - start, first + stop - start, device=q.device)
-            low = 0 if window is None else max(0, first + row - start - window + 1) // page_size * page_size
+            low = 0 if window is None else max(0, first + row - start - window + 1) // PAGE_SIZE * PAGE_SIZE
             high = first + stop - start
-            keys, values = gather(cache, layer, batch.page_tables[run], low, high)
+            keys, values = gather(cache, layer, page_tables[run], low, high)
             distances = torch.arange(low, high, device=q.device) - positions[:, None]
             out[row:stop] = _attend(
                 q[row:stop], keys, values, distances,
@@ -215,8 +215,7 @@ def gather(
     cache: KVCache, layer: int, pages: tuple[int, ...], low: int, high: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A run's keys and values from position `low`, a page's first, to `high`: (high - low, kv heads, head_dim) each."""
-    size = cache.pool.page_size
-    wanted = torch.tensor(pages[low // size : -(-high // size)], device=cache.keys[layer].device)
+    wanted = torch.tensor(pages[low // PAGE_SIZE : -(-high // PAGE_SIZE)], device=cache.keys[layer].device)
     keys, values = (
         tensors[layer][wanted].flatten(0, 1)[: high - low].float() for tensors in (cache.keys, cache.values)
     )
@@ -238,7 +237,7 @@ def write(
     if rotary is not None:
         cos, sin = rotary(batch.position_ids)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    cache.write(layer, batch.slots, k, v)
+    cache.write(layer, batch.slot_mappings[cache.group_of[layer]], k, v)
     return q
 
 

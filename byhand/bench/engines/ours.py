@@ -83,7 +83,7 @@ class Adapter:
         for run in self.runs:
             self.llm.engine.release(run._sequence)
         self.runs = []
-        self.llm.engine.cache.pool.clear()
+        self.llm.engine.cache.clear()
 
     def forks(self, prompts: list[list[int]], new: int, shared: bool) -> Tokens:
         """As many runs as prompts: forks of the first, its prompt read once, or each with a prompt of its own."""
@@ -119,8 +119,12 @@ class Adapter:
         from byhand.bench.engines.held import held_bytes
 
         cache = self.llm.engine.cache
-        touched = max((max(run._sequence.pages, default=-1) + 1 for run in self.runs), default=0)
-        return {"held": held_bytes(self.llm.model), "cache": touched * cache.page_bytes}
+        touched = sum(
+            group.page_bytes
+            * max((page + 1 for run in self.runs for page in run._sequence.page_tables[number]), default=0)
+            for number, group in enumerate(cache.groups)
+        )
+        return {"held": held_bytes(self.llm.model), "cache": touched}
 
     def version(self) -> str:
         """byhand's own, with its options."""

@@ -198,7 +198,7 @@ class Cpu(Products):
             work=work,
             rotated=work + 4 * count,
             out=out.data_ptr(),
-            batch=self._pass.at,
+            batch=self._pass.at[layer_cache.group],
             angles=angles.at,
         )
         self._run([f"write_kv_{layer_cache.format}", *rest], threads, *table)

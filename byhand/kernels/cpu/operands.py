@@ -100,10 +100,11 @@ class Matrix:
 class LayerCache:
     """One layer's pages as attention takes them."""
 
-    __slots__ = ("cache", "format", "head_dim", "keys", "kv_heads", "values")
+    __slots__ = ("cache", "format", "group", "head_dim", "keys", "kv_heads", "values")
 
     def __init__(self, cache: KVCache, layer: int) -> None:
         self.cache = cache  # keeps the memory alive
+        self.group = cache.group_of[layer]
         keys = cache.keys[layer]
         self.kv_heads, self.head_dim = keys.shape[2:]
         self.keys, self.values = keys.data_ptr(), cache.values[layer].data_ptr()
@@ -111,40 +112,47 @@ class LayerCache:
 
 
 class Pass:
-    """What changes from pass to pass, in a table (`BatchRows`) that stays, so that captured blocks find it."""
+    """What changes from pass to pass, in a table (`BatchRows`) that stays for each group of layers."""
 
     def __init__(self) -> None:
-        self.table = array("q", [0] * len(BATCH))
-        self.at = self.table.buffer_info()[0]
+        self.at: list[int] = []  # the address of each group's table
         self.batch: Batch | None = None
         self.most_rows = self.longest = 0  # rows of one run, context
+        self._tables: list[array[int]] = []
+        self._kept: list[array[int]] = []  # what they point to
 
     def enter(self, batch: Batch) -> None:
         """Lay out a batch, unless it is the one that lies there already."""
         if batch is self.batch:
             return
         self.batch, starts = batch, batch.query_starts
-        self._pages = array("q", [page for table in batch.page_tables for page in table] or [0])
-        plan, runs, pages = array("q"), array("q"), self._pages.buffer_info()[0]
-        for run, (context, table) in enumerate(zip(batch.context_lens, batch.page_tables, strict=True)):
-            rows = starts[run + 1] - starts[run]
-            runs.extend((starts[run], rows, pages, context))
-            for position in range(context - rows, context):
-                plan.append(position)
-                plan.append(pages)
-            pages += 8 * len(table)
-        self._plan, self._runs = plan, runs
         self.most_rows = max((stop - start for start, stop in pairwise(starts)), default=0)
         self.longest = max(batch.context_lens, default=0)
-        table = BatchRows(
-            rows=len(plan) // 2,
-            slots=batch.slots.data_ptr(),
-            plan=plan.buffer_info()[0],
-            longest=self.longest,
-            runs=runs.buffer_info()[0],
-            run_count=len(batch.context_lens),
-        )
-        self.table[:] = array("q", table)
+        while len(self._tables) < len(batch.page_tables):
+            self._tables.append(array("q", [0] * len(BATCH)))
+            self.at.append(self._tables[-1].buffer_info()[0])
+        kept: list[array[int]] = []
+        for group, tables in enumerate(batch.page_tables):
+            numbers = array("q", [page for table in tables for page in table] or [0])
+            plan, runs, pages = array("q"), array("q"), numbers.buffer_info()[0]
+            for run, (context, table) in enumerate(zip(batch.context_lens, tables, strict=True)):
+                rows = starts[run + 1] - starts[run]
+                runs.extend((starts[run], rows, pages, context))
+                for position in range(context - rows, context):
+                    plan.append(position)
+                    plan.append(pages)
+                pages += 8 * len(table)
+            kept += numbers, plan, runs
+            laid_out = BatchRows(
+                rows=len(plan) // 2,
+                slots=batch.slot_mappings[group].data_ptr(),
+                plan=plan.buffer_info()[0],
+                longest=self.longest,
+                runs=runs.buffer_info()[0],
+                run_count=len(batch.context_lens),
+            )
+            self._tables[group][:] = array("q", laid_out)
+        self._kept = kept
 
 
 class Angles:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -87,21 +89,27 @@ def logits_view(llm: LLM, run: Sequence, index: int) -> Json:
 
 def pages_view(engine: Engine, runs: dict[str, Sequence]) -> Json:
     """Who holds how many pages, and how many of them others hold too."""
-    page_bytes = engine.cache.page_bytes
-    pool = engine.cache.pool
+    groups = engine.cache.groups
+    pages = {name: list(_pages_of(run)) for name, run in runs.items()}
     each = {
         name: {
-            "pages": len(run.pages),
-            "shared": sum(pool.holders(page) > 1 for page in run.pages),
+            "pages": len(pages[name]),
+            "shared": sum(groups[group].pool.holders(page) > 1 for group, page in pages[name]),
             "length": len(run.ids),
             "computed": run.computed,
             "finish_reason": run.finish_reason,
         }
         for name, run in runs.items()
     }
-    held = {page for run in runs.values() for page in run.pages}
-    shared = sum(sum(page in run.pages for run in runs.values()) > 1 for page in held)
-    return {"runs": each, "pages": len(held), "shared": shared, "bytes": len(held) * page_bytes}
+    held = Counter(page for some in pages.values() for page in some)
+    shared = sum(count > 1 for count in held.values())
+    size = sum(groups[group].page_bytes for group, _ in held)
+    return {"runs": each, "pages": len(held), "shared": shared, "bytes": size}
+
+
+def _pages_of(run: Sequence) -> Iterator[tuple[int, int]]:
+    """Every page that a run holds, as (group of layers, page)."""
+    return ((group, page) for group, table in enumerate(run.page_tables) for page in table)
 
 
 def record_view(llm: LLM, run: Sequence) -> Json:
