@@ -179,8 +179,8 @@ from byhand.kernels import open_kernels
 def note(line): print(line, file=sys.stderr)
 with without_collector():
     kernels = open_kernels("cpu", torch.device("cpu"), note, threads=2, prefill="exact")
-for call in ("linear", "gated", "embedding", "rms_norm"):
-    kernels.expect(call, *[weight] * (2 if call == "gated" else call != "rms_norm"))
+for call in ("linear", "gated_silu", "embedding", "rms_norm"):
+    kernels.expect(call, *[weight] * (2 if call == "gated_silu" else call != "rms_norm"))
 kernels.prepare([64], torch.float32)
 print(time.process_time() - started)
 assert usual("bfloat16", "float32") == set(kernels._machine_code)

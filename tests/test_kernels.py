@@ -161,6 +161,18 @@ def test_gated(kernels: Kernels, form: str, rows: int, size: int) -> None:
     assert close(kernels.gated(x, gate, up, gate_bias, up_bias), left * left.sigmoid() * right, 1e-5)
 
 
+@EACH_BACKEND
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("form", ["bfloat16", "int4"])
+@pytest.mark.parametrize("rows", [1, 9, 70])
+def test_gated_by_other_activations(kernels: Kernels, activation: str, form: str, rows: int) -> None:
+    gate, up = (make_weight(form, 48, 64, seed=seed) for seed in (1, 2))
+    gate_bias, x = torch.randn(48), torch.randn(rows, 64)
+    apart = kernels.act_and_mul(activation, kernels.linear(x, gate, gate_bias), kernels.linear(x, up))
+    assert torch.equal(kernels.gated(x, gate, up, gate_bias, None, activation), apart)
+    assert not close(kernels.gated(x, gate, up, gate_bias, None), apart, 1e-2)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("form", FORMATS)
 def test_fast_prefill_rounds_to_bfloat16_where_that_is_faster_and_exact_does_not(form: str, transposed: bool) -> None:

@@ -50,9 +50,15 @@ class Kernels(Protocol):
         """`linear` with each of several weights, read in one go."""
 
     def gated(
-        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+        self,
+        x: Tensor,
+        gate: Weight,
+        up: Weight,
+        gate_bias: Tensor | None = None,
+        up_bias: Tensor | None = None,
+        activation: str = "silu",
     ) -> Tensor:
-        """silu(linear(x, gate)) times linear(x, up), read in one go."""
+        """An activation function, by its name, of linear(x, gate), times linear(x, up), read in one go."""
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """The rows of weight (vocab, hidden) that ids (N,) name: (N, hidden)."""

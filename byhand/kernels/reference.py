@@ -72,9 +72,10 @@ def gated(
     up: Weight,
     gate_bias: torch.Tensor | None = None,
     up_bias: torch.Tensor | None = None,
+    activation: str = "silu",
 ) -> torch.Tensor:
-    """silu(linear(x, gate)) times linear(x, up)."""
-    return act_and_mul("silu", linear(x, gate, gate_bias), linear(x, up, up_bias))
+    """An activation function of linear(x, gate), times linear(x, up). arXiv:2002.05202."""
+    return act_and_mul(activation, linear(x, gate, gate_bias), linear(x, up, up_bias))
 
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -138,7 +139,7 @@ ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 
 
 def act_and_mul(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """An activation function of gate, by its name, times up. arXiv:2002.05202."""
+    """An activation function of gate, by its name, times up."""
     return ACTIVATIONS[activation](gate) * up
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from byhand.kernels.cpu.operands import Matrix
@@ -12,18 +13,18 @@ from byhand.kernels.native.panels import WIDE
 
 ALWAYS = ("run_list", "topk_lse")
 # What only passes of many rows call is loaded when the first of them comes.
-_FOR_MANY_ROWS = ("linear_many_", "gated_many_", "pack_")
+_FOR_MANY_ROWS = re.compile("(linear|gated_[a-z_]+)_many_|pack_")
 
 
 def usual(weight_format: str, cached: str, *, fast: bool = False) -> set[str]:
     """What most models call, with weights in one format and the cache in another: worth loading before one is known."""
-    products = few_rows("linear", weight_format, fast=fast) | few_rows("gated", weight_format, fast=fast)
+    products = few_rows("linear", weight_format, fast=fast) | few_rows("gated_silu", weight_format, fast=fast)
     return {*ALWAYS, "rms_norm", f"embedding_{weight_format}", *products, *of_attention([WIDE], cached, fast=fast)}
 
 
 def loaded_at_once(names: Iterable[str]) -> list[str]:
     """Those of some kernels that a short prompt needs."""
-    return [name for name in names if not name.startswith(_FOR_MANY_ROWS)]
+    return [name for name in names if not _FOR_MANY_ROWS.match(name)]
 
 
 def of_layer(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
@@ -32,9 +33,9 @@ def of_layer(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
         [matrix] = matrices
         by_rows = not matrix.stored_in_columns and matrix.inner == matrix.weight.shape[1]
         return {f"embedding_{matrix.format}"} if by_rows else set()
-    if call in ("linear", "gated"):
+    if call == "linear" or call.startswith("gated_"):
         return _of_product(call, matrices, fast=fast)
-    return {call if call.endswith("_norm") or call.startswith("act_and_mul_") else f"act_{call}"}
+    return {call if call.endswith("_norm") else f"act_{call}"}
 
 
 def of_attention(head_dims: Iterable[int], cached: str, *, fast: bool) -> set[str]:
@@ -46,8 +47,10 @@ def of_attention(head_dims: Iterable[int], cached: str, *, fast: bool) -> set[st
 def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str]:
     first = matrices[0]
     if any(matrix.stored_in_columns or matrix.format != first.format for matrix in matrices):
-        if call == "gated":
-            return {"act_and_mul_silu"}.union(*(_of_product("linear", [matrix], fast=fast) for matrix in matrices))
+        if call != "linear":
+            return {call.replace("gated", "act_and_mul")}.union(
+                *(_of_product("linear", [matrix], fast=fast) for matrix in matrices)
+            )
         return {f"linear_columns_{first.format}"}
     names = few_rows(call, first.format, fast=fast)
     if all(matrix.can_be_transposed for matrix in matrices):
@@ -57,11 +60,11 @@ def _of_product(call: str, matrices: Sequence[Matrix], *, fast: bool) -> set[str
 
 
 def few_rows(call: str, weight_format: str, *, fast: bool) -> set[str]:
-    """`linear` or `gated` for few rows of activations: some of them may be rounded first."""
+    """`linear` or `gated_silu`, `gated_gelu`, … for few rows of activations: some of them may be rounded first."""
     rounding = {"round_rows", f"{call}_rounded"} if fast and weight_format == "bfloat16" else set()
     return {f"{call}_{weight_format}", *rounding}
 
 
 def many_rows(call: str, weight_format: str, *, rounded: bool) -> str:
-    """`linear` or `gated` for many rows."""
+    """`linear` or `gated_silu`, `gated_gelu`, … for many rows."""
     return f"{call}_many_rounded_{weight_format}" if rounded else f"{call}_many_{weight_format}"

@@ -154,9 +154,15 @@ class Products(Calls):
         return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
 
     def gated(
-        self, x: Tensor, gate: Weight, up: Weight, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+        self,
+        x: Tensor,
+        gate: Weight,
+        up: Weight,
+        gate_bias: Tensor | None = None,
+        up_bias: Tensor | None = None,
+        activation: str = "silu",
     ) -> Tensor:
-        """silu(linear(x, gate)) times linear(x, up), read in one go."""
+        """An activation function, by its name, of linear(x, gate), times linear(x, up), read in one go."""
         first, second = self._matrix(gate), self._matrix(up)
         rows = x.shape[0]
         if (
@@ -165,15 +171,23 @@ class Products(Calls):
             or first.stored_in_columns
             or second.stored_in_columns
         ):
-            return self.act_and_mul("silu", self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
+            return self.act_and_mul(activation, self.linear(x, gate, gate_bias), self.linear(x, up, up_bias))
         y = self._empty(rows, first.out)
         if are_transposed([first, second], rows):
             rounded, x_at = self._packed(x, first)
-            name, threads, partitions = many_rows("gated", first.format, rounded=rounded), self.threads, first.tiles
+            name, threads, partitions = (
+                many_rows(f"gated_{activation}", first.format, rounded=rounded),
+                self.threads,
+                first.tiles,
+            )
             x_stride = gate_at = 0
         else:
             weight_format, x, x_stride = self._activations(x, first)
-            name, threads, partitions = f"gated_{weight_format}", self._threads_for(rows * first.inner * first.out), 0
+            name, threads, partitions = (
+                f"gated_{activation}_{weight_format}",
+                self._threads_for(rows * first.inner * first.out),
+                0,
+            )
             x_at, gate_at = x.data_ptr(), self._scratch(rows * first.out)
         table = Gated(
             x=x_at,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 from byhand.formats import float_formats, formats
@@ -21,9 +22,12 @@ FORMATS = tuple(formats())
 
 _PRODUCTS = [
     products.add_tails, products.multiply_one, products.multiply_eight, products.multiply_few, products.multiply_rows,
-    products.multiply_partition, products.linear, products.gated,
+    products.multiply_partition, products.linear,
 ]  # fmt: skip
-_PANELS = [panels.accumulate_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many, panels.gated_many]
+_PANELS = [panels.accumulate_rows, panels.sum_tile, panels.tile_of_linear, panels.linear_many]
+
+
+GATED = tuple(f"gated_{name}" for name in vectors.ACTIVATIONS)
 
 
 @cache
@@ -53,23 +57,31 @@ def _products(name: str) -> list[Kernel]:
     names = {
         **_tiles(weight_format, weight_format.unroll),
         "BYTES": vectors.SIZES.get(name, 1),
-        "gate_into": _gate_into("silu"),
         "load": vectors.LOADS.get(name, vectors.load_float32),
         "one": vectors.ONES.get(name, vectors.one_float32),
         "unpack": tiles.unpacking(weight_format),
     }
     scope = specialise(templates, names, name)
-    made = ("linear", "gated", "embedding", *(("linear_columns",) if name in FLOATS else ()))
-    return [Kernel(scope[kernel].py_func) for kernel in made]
+    made = ("linear", "embedding", *(("linear_columns",) if name in FLOATS else ()))
+    return [*(Kernel(scope[kernel].py_func) for kernel in made), *_gated(products.gated, scope, name)]
+
+
+def _gated(template: Any, scope: dict[str, Any], label: str) -> list[Kernel]:
+    """The kernels of a gate by each activation function, over the products of a scope."""
+    made = []
+    for name in vectors.ACTIVATIONS:
+        function = FunctionType(template.__code__, {**scope, "gate_into": _gate_into(name)}, f"gated_{name}_{label}")
+        function.__qualname__ = function.__name__
+        made.append(Kernel(function))
+    return made
 
 
 def _rounded_products() -> list[Kernel]:
     """linear and gated over weights and activations in bfloat16."""
     one = vectors.one_bfloat16
     names = {**_tiles(tiles.PAIRS, 2), "BYTES": 2, "X_BYTES": 2, "one": one, "one_x": one}
-    names["gate_into"] = _gate_into("silu")
     scope = specialise(_PRODUCTS, names, "rounded")
-    return [Kernel(scope[kernel].py_func) for kernel in ("linear", "gated")]
+    return [Kernel(scope["linear"].py_func), *_gated(products.gated, scope, "rounded")]
 
 
 def _many(name: str, products: str) -> list[Kernel]:
@@ -84,15 +96,15 @@ def _many(name: str, products: str) -> list[Kernel]:
         "SCALE_BYTES": weight_format.scale_bytes,
         "transpose": transpose,
     }
-    names["gate_into"] = _gate_into("silu")
     if rounded:
         names["STEP"] = 2
         names |= {
             f"accumulate_{count}": tiles.accumulation(tiles.PAIRS, rows, 2)
             for count, rows in panels.ACCUMULATED.items()
         }
-    scope = specialise(_PANELS, names, f"rounded_{name}" if rounded else name)
-    return [Kernel(scope[kernel].py_func) for kernel in ("linear_many", "gated_many")]
+    label = f"rounded_{name}" if rounded else name
+    scope = specialise(_PANELS, names, label)
+    return [Kernel(scope["linear_many"].py_func), *_gated(panels.gated_many, scope, f"many_{label}")]
 
 
 def _packing(name: str) -> list[Kernel]:
@@ -159,19 +171,19 @@ def _makers() -> dict[str, tuple[Any, ...]]:
     return {
         **{
             f"{kind}_{weight_format}": (_products, weight_format)
-            for kind in ("linear", "gated", "embedding")
+            for kind in ("linear", *GATED, "embedding")
             for weight_format in FORMATS
         },
         **{f"linear_columns_{weight_format}": (_products, weight_format) for weight_format in FLOATS},
-        **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", "gated")},
+        **{f"{kind}_rounded": (_rounded_products,) for kind in ("linear", *GATED)},
         **{
             f"{kind}_many_{weight_format}": (_many, weight_format, "exact")
-            for kind in ("linear", "gated")
+            for kind in ("linear", *GATED)
             for weight_format in FORMATS
         },
         **{
             f"{kind}_many_rounded_{weight_format}": (_many, weight_format, "rounded")
-            for kind in ("linear", "gated")
+            for kind in ("linear", *GATED)
             for weight_format in FORMATS
         },
         **{f"pack_{weight_format}": (_packing, weight_format) for weight_format in ("float32", "bfloat16")},
