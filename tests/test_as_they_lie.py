@@ -275,7 +275,7 @@ def test_an_architecture_that_is_not_here(kind: str, weights: bool, folder: Path
         bare(folder)
     sentence = refusal(UnknownArchitecture, lambda: LLM(folder))
     assert f"`model_type` is '{kind}' in {folder / 'config.json'}" in sentence
-    assert "gpt2, llama, mistral, opt, qwen2, qwen3" in sentence
+    assert "gpt2, llama, mistral, olmo2, opt, qwen2, qwen3" in sentence
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_unknown_architecture_names_those_we_have(refuse: Run, model: Path) -> N
     rewrite_config(model, model_type="mamba")
     found = run_on(refuse, model)
     assert "'mamba'" in found
-    for name in ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"):
+    for name in ("gpt2", "llama", "mistral", "olmo2", "opt", "qwen2", "qwen3"):
         assert name in found
 
 

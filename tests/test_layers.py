@@ -46,6 +46,8 @@ class Seen:
         self.order.append(name)
 
 
+# By family: the norms through which attention's and the MLP's `out` go before they are added.
+NORMS_BEHIND = {"olmo2": ("post_attention_layernorm", "post_feedforward_layernorm")}
 IDS = [3, 5, 7, 11, 2, 9]
 EACH = pytest.mark.parametrize(("family", "variant"), CONFIGS)
 
@@ -106,8 +108,11 @@ def test_what_is_shown_is_what_transformers_computes(folder: Path, backend_name:
         assert (seen.activations[name] - truth[0]).abs().max() < 1e-5 * truth.abs().max(), name
     for layer in range(3):
         at = f"layers.{layer}."
-        for before, part, after in (("resid_pre", "attn.out", "resid_mid"), ("resid_mid", "mlp.out", "resid_post")):
-            added = seen.activations[at + before] + seen.activations[at + part]
+        ways = ("resid_pre", "attn.out", "resid_mid"), ("resid_mid", "mlp.out", "resid_post")
+        norms = NORMS_BEHIND.get(theirs.config.model_type, (None, None))
+        for (before, part, after), norm in zip(ways, norms, strict=True):
+            out = seen.activations[at + part]
+            added = seen.activations[at + before] + (out if norm is None else vars(model.blocks[layer])[norm](out))
             assert torch.allclose(added, seen.activations[at + after], atol=1e-5)
         [attn] = [part for part in parts(model.blocks[layer]) if isinstance(part, Attention)]
         assert torch.allclose(attn.o_proj(seen.activations[at + "attn.z"]), seen.activations[at + "attn.out"])

@@ -205,7 +205,7 @@ def test_opt_without_the_outer_prefix(prefix: str, tmp_path: Path) -> None:
     check_against(tmp_path, theirs)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "olmo2", "qwen2", "qwen3"])
 def test_rotary_buffers_are_ignored(family: str, tmp_path: Path) -> None:
     theirs = judge(tiny(tmp_path, family))
     buffers = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.rand(4) for layer in range(3)}
@@ -218,6 +218,7 @@ TIED = [
     ("opt", "tiny"),
     ("opt", "350m"),
     ("llama", "multi_query"),
+    ("olmo2", "tied"),
     ("qwen2", "tied"),
     ("qwen3", "tied"),
 ]
@@ -454,6 +455,7 @@ SIZES = {
         "max_position_embeddings",
     ],
     "llama": LLAMA_SIZES,
+    "olmo2": LLAMA_SIZES,
     "qwen2": LLAMA_SIZES,
     "qwen3": LLAMA_SIZES,
 }
@@ -500,7 +502,7 @@ def test_contradictions_are_refused(family: str, changes: dict[str, Any], senten
 
 def test_discovery_finds_every_file() -> None:
     known = architectures()
-    assert {"gpt2", "opt", "llama", "mistral", "qwen2", "qwen3"} <= known.keys()
+    assert {"gpt2", "opt", "llama", "mistral", "olmo2", "qwen2", "qwen3"} <= known.keys()
     for name, module in known.items():
         assert name in module.MODEL_TYPES
         assert set(module.MODEL_TYPES) & TINY.keys(), f"{module.__name__} has no config in tests/tiny_configs.py"
@@ -509,7 +511,7 @@ def test_discovery_finds_every_file() -> None:
 def test_unknown_architecture_names_those_known(tmp_path: Path) -> None:
     tiny(tmp_path)
     rewrite_config(tmp_path, model_type="mamba")
-    with pytest.raises(UnknownArchitecture, match=r"'mamba' .* gpt2, llama, mistral, opt, qwen2, qwen3"):
+    with pytest.raises(UnknownArchitecture, match=r"'mamba' .* gpt2, llama, mistral, olmo2, opt, qwen2, qwen3"):
         open_model(tmp_path)
     rewrite_config(tmp_path, model_type=["llama"])
     with pytest.raises(BadConfig, match=r"`model_type` is \['llama'\]"):

@@ -33,6 +33,18 @@ TINY: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
     },
+    "olmo2": {
+        "model_type": "olmo2",
+        "vocab_size": 128,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    },
     "opt": {
         "model_type": "opt",
         "vocab_size": 128,
@@ -109,6 +121,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "mistral": {"model_type": "mistral", "sliding_window": None},
         "mistral_window": {"model_type": "mistral", "sliding_window": 7},
+    },
+    "olmo2": {
+        "multi_head": {"num_key_value_heads": None, "rope_theta": 10000.0},
+        "tied": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+        "biases": {"attention_bias": True},
+        "eps": {"rms_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
+        "one_wide_head": {"num_attention_heads": 1, "num_key_value_heads": 1},
+        "rope_yarn": {"rope_scaling": _YARN, "rope_theta": 1000.0, "num_attention_heads": 3, "num_key_value_heads": 3},
     },
     "opt": {
         "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 20},

@@ -56,8 +56,8 @@ class Config:
         return cls.read(fields, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias, windows=(window,) * layers)
 
     @classmethod
-    def read(cls, fields: ConfigFields, *, head_dim: int | None = None, **own: Any) -> Self:
-        """What all relatives call the same; `own` is the rest. `head_dim`: where the config names none."""
+    def read(cls, fields: ConfigFields, *, head_dim: int | None = None, rms_norm_eps: float = 1e-6, **own: Any) -> Self:
+        """What all relatives call the same; `own` is the rest. `head_dim`, `rms_norm_eps`: where there is none."""
         heads = fields.integer("num_attention_heads", high=MAX_HEADS)
         return cls(
             vocab_size=fields.integer("vocab_size"),
@@ -68,7 +68,7 @@ class Config:
             num_key_value_heads=fields.key_value_heads(heads),
             head_dim=fields.rotary_head_dim(head_dim),
             max_position_embeddings=fields.integer("max_position_embeddings", high=MAX_POSITIONS),
-            rms_norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
+            rms_norm_eps=fields.number("rms_norm_eps", rms_norm_eps, high=1.0),
             hidden_act=fields.choice("hidden_act", "silu", ACTIVATIONS),
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             rope=RopeParameters.from_json(fields),
